@@ -1,0 +1,236 @@
+"""Staged transfers: the calls that start them and what their answers mean; the bytes move in ``staging``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .calls import Call, JSONObject, path, reading
+from .errors import BadAnswerError, InvalidInputError
+from .paths import file_name, remote_path
+
+__all__ = [
+    "Compression",
+    "DownloadPlan",
+    "TransferJob",
+    "UploadPlan",
+    "compress",
+    "copy",
+    "extract",
+    "move",
+    "parts",
+    "remove",
+    "start_download",
+    "start_upload",
+]
+
+Compression = Literal["none", "bzip2", "gzip", "xz"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferJob:
+    """The job on the system that moves data; its exit code says nothing, its log a little, the data all.
+
+    :param job_id: id of the job
+    :param output_log: path of its log
+    :param error_log: path of its error log
+    """
+
+    job_id: str
+    system: str
+    output_log: str
+    error_log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadPlan:
+    """Where the parts of a file go. The URLs are credentials and appear in no text.
+
+    :param part_urls: one presigned URL a part, in order
+    :param complete_url: presigned URL that joins the parts
+    :param part_size: bytes of every part but the last
+    """
+
+    job: TransferJob
+    part_urls: tuple[str, ...] = field(repr=False)
+    complete_url: str = field(repr=False)
+    part_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadPlan:
+    """Where a file can be fetched once its job is over. The URL is a credential and appears in no text."""
+
+    job: TransferJob
+    url: str = field(repr=False)
+
+
+def parts(size: int, part_size: int) -> list[tuple[int, int]]:
+    """Cut a file into parts.
+
+    :param size: bytes of the file
+    :param part_size: bytes of a part
+    :return: offset and length of each part; none for an empty file
+    """
+    return [(offset, min(part_size, size - offset)) for offset in range(0, size, part_size)]
+
+
+def start_upload(system: str, target: str, size: int, *, account: str | None = None) -> Call[UploadPlan]:
+    """Ask for a staged upload; starts a job that waits for the data.
+
+    :param target: absolute path of the file to make
+    :param size: bytes it will have, at least 1: for an empty file the gateway gives no part and waits for ever
+    :param account: account to charge; some systems demand one
+
+    Endpoint: ``POST /filesystem/{system}/transfer/upload``.
+    """
+    if size < 1:
+        raise InvalidInputError("size", "an empty file cannot be staged.")
+    doing = f"start the upload to {target}"
+
+    def build(body: JSONObject) -> UploadPlan:
+        directives = _s3(doing, body)
+        plan = UploadPlan(
+            job=_job(body),
+            part_urls=tuple(directives["partsUploadUrls"]),
+            complete_url=directives["completeUploadUrl"],
+            part_size=int(directives["maxPartSize"]),
+        )
+        if len(plan.part_urls) != len(parts(size, plan.part_size)):
+            raise ValueError(f"{len(plan.part_urls)} part URLs for {size} bytes in parts of {plan.part_size}")
+        return plan
+
+    body = {
+        "path": remote_path(target, "remote_path"),
+        "transferDirectives": {"transferMethod": "s3", "fileSize": size},
+        "account": account,
+    }
+    return _start(doing, "upload", system, body, build)
+
+
+def start_download(system: str, source: str, *, account: str | None = None) -> Call[DownloadPlan]:
+    """Ask for a staged download; starts a job that stages the file.
+
+    :param source: absolute path of the file; the gateway does not quote it, so blanks are refused
+
+    Endpoint: ``POST /filesystem/{system}/transfer/download``.
+    """
+    doing = f"start the download of {source}"
+
+    def build(body: JSONObject) -> DownloadPlan:
+        return DownloadPlan(job=_job(body), url=str(_s3(doing, body)["downloadUrl"]))
+
+    body = {
+        "path": remote_path(source, "remote_path", unquoted=True),
+        "transferDirectives": {"transferMethod": "s3"},
+        "account": account,
+    }
+    return _start(doing, "download", system, body, build)
+
+
+def move(system: str, source: str, target: str, *, account: str | None = None) -> Call[TransferJob]:
+    """Move on the system, by a job. Endpoint: ``POST /filesystem/{system}/transfer/mv``."""
+    body = {"path": _path(source), "targetPath": _path(target), "account": account}
+    return _start(f"move {source} to {target}", "mv", system, body, _job)
+
+
+def copy(
+    system: str, source: str, target: str, *, dereference: bool = False, account: str | None = None
+) -> Call[TransferJob]:
+    """Copy on the system, by a job. Endpoint: ``POST /filesystem/{system}/transfer/cp``."""
+    body = {
+        "path": _path(source),
+        "targetPath": _path(target),
+        "dereference": dereference,
+        "account": account,
+    }
+    return _start(f"copy {source} to {target}", "cp", system, body, _job)
+
+
+def compress(
+    system: str,
+    source: str,
+    target: str,
+    *,
+    pattern: str | None = None,
+    dereference: bool = False,
+    compression: Compression = "gzip",
+    account: str | None = None,
+) -> Call[TransferJob]:
+    """Make an archive, by a job. Endpoint: ``POST /filesystem/{system}/transfer/compress``."""
+    body = {
+        "path": _path(source),
+        "targetPath": _path(target),
+        "matchPattern": file_name(pattern, "pattern") if pattern else None,
+        "dereference": dereference,
+        "compression": compression,
+        "account": account,
+    }
+    return _start(f"compress {source} into {target}", "compress", system, body, _job)
+
+
+def extract(
+    system: str,
+    source: str,
+    target: str,
+    *,
+    compression: Compression = "gzip",
+    account: str | None = None,
+) -> Call[TransferJob]:
+    """Unpack an archive, by a job. Endpoint: ``POST /filesystem/{system}/transfer/extract``."""
+    body = {
+        "path": _path(source),
+        "targetPath": _path(target),
+        "compression": compression,
+        "account": account,
+    }
+    return _start(f"extract {source} into {target}", "extract", system, body, _job)
+
+
+def remove(system: str, target: str, *, account: str | None = None) -> Call[TransferJob]:
+    """Remove a file or a whole directory, by a job. Endpoint: ``DELETE /filesystem/{system}/transfer/rm``."""
+    doing = f"remove {target}"
+    return Call(
+        doing=doing,
+        method="DELETE",
+        path=path("filesystem", system, "transfer", "rm"),
+        system=system,
+        params={"path": _path(target)} | ({"account": account} if account else {}),
+        read=reading(doing, _job),
+        replayable=False,
+    )
+
+
+def _path(value: str) -> str:
+    return remote_path(value, "remote_path")
+
+
+def _start(doing: str, what: str, system: str, body: Mapping[str, Any], build: Any) -> Call[Any]:
+    return Call(
+        doing=doing,
+        method="POST",
+        path=path("filesystem", system, "transfer", what),
+        system=system,
+        json={key: value for key, value in body.items() if value is not None},
+        read=reading(doing, build),
+        # Each POST leaves a job of its own behind.
+        replayable=False,
+    )
+
+
+def _job(body: JSONObject) -> TransferJob:
+    job = body["transferJob"]
+    return TransferJob(
+        job_id=str(job["jobId"]),
+        system=str(job["system"]),
+        output_log=str(job["logs"]["outputLog"]),
+        error_log=str(job["logs"]["errorLog"]),
+    )
+
+
+def _s3(doing: str, body: JSONObject) -> JSONObject:
+    directives: JSONObject = body["transferDirectives"]
+    if directives.get("transferMethod") != "s3":
+        raise BadAnswerError(doing, f"the gateway chose the transfer method {directives.get('transferMethod')!r}.")
+    return directives

@@ -1,0 +1,110 @@
+"""What a staged transfer's job does on the cluster: fetch an object into a file, or a file into an object.
+
+The job script calls this file with Python's standard library alone.
+"""
+
+import http.client
+import os
+import re
+import sys
+import time
+from urllib.parse import urlsplit
+
+NOT_YET = 75
+DIRECTORY = 3
+EMPTY = 70
+_BLOCK = 1 << 20
+
+
+def log(text: str) -> None:
+    sys.stdout.write(f"{time.strftime('%a %b %e %H:%M:%S UTC %Y', time.gmtime())} {text}\n")
+    sys.stdout.flush()
+
+
+def request(method: str, url: str, body: object = None, length: int = 0) -> http.client.HTTPResponse:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=600)
+    headers = {"Content-Length": str(length)} if body is not None else {}
+    connection.request(method, f"{parts.path}?{parts.query}", body=body, headers=headers)  # type: ignore[arg-type]
+    return connection.getresponse()
+
+
+def ingress(target: str, head_url: str, url: str) -> int:
+    """Write the object to its target, once it is complete."""
+    if os.path.isdir(target):
+        sys.stderr.write(f"targetPath must point to a file path: {target} is a directory.\n")
+        return DIRECTORY
+    if request("HEAD", head_url).status != 200:
+        return NOT_YET
+    log("File to transfer found in S3 bucket")
+    log(f"Downloading file to: {target} ...")
+    received = 0
+    answer = request("GET", url)
+    if answer.status != 200:
+        log("Download failed: part 1")
+        return 1
+    part = f"{target}.1"
+    with open(part, "wb") as file:
+        while block := answer.read(_BLOCK):
+            file.write(block)
+            received += len(block)
+    os.replace(part, target)
+    log(f"Received {received} bytes")
+    log(f"File was successfully downloaded (size: {received / 2**20:.3f}MB)")
+    return 0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def egress(source: str, part_size: str, complete_url: str, *part_urls: str) -> int:
+    """Publish the file as an object, part by part."""
+    log(f"Upload File Job (id:{os.environ.get('SLURM_JOB_ID', 'unknown')})")
+    say(f"Uploading file:{source} into {len(part_urls)} chunks")
+    if not part_urls:
+        sys.stderr.write("[ERROR] Nothing to upload\n")
+        return EMPTY
+    tags = []
+    for number, url in enumerate(part_urls, start=1):
+        say(f"[INFO] Uploading part {number}...")
+        tag = put_part(source, (number - 1) * int(part_size), int(part_size), url)
+        if tag is None:
+            sys.stderr.write(f"[ERROR] Upload of part {number} failed\n")
+            return 1
+        tags.append(tag)
+    say("[INFO] Parts upload completed.")
+    for number, tag in enumerate(tags, start=1):
+        say(f"[INFO] Upload of part {number} succeded with ETag: {tag}|")
+    say("[INFO] Signaling multipart upload completion")
+    listed = "".join(f"<Part><PartNumber>{n}</PartNumber><ETag>{t}</ETag></Part>" for n, t in enumerate(tags, 1))
+    body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
+    if request("POST", complete_url, body, len(body)).status != 200:
+        sys.stderr.write("[ERROR] Completion failed\n")
+        return 1
+    say("[INFO] Multipart file upload successfully completed")
+    return 0
+
+
+def put_part(source: str, offset: int, size: int, url: str) -> "str | None":
+    with open(source, "rb") as file:
+        length = min(size, os.fstat(file.fileno()).st_size - offset)
+        file.seek(offset)
+        answer = request("PUT", url, blocks(file, length), length)
+    if answer.status != 200:
+        return None
+    return re.sub('"', "", answer.headers["ETag"])
+
+
+def blocks(file: "object", length: int) -> "object":
+    while length > 0:
+        block = file.read(min(_BLOCK, length))  # type: ignore[attr-defined]
+        if not block:
+            return
+        length -= len(block)
+        yield block
+
+
+if __name__ == "__main__":
+    action = {"ingress": ingress, "egress": egress}[sys.argv[1]]
+    raise SystemExit(action(*sys.argv[2:]))

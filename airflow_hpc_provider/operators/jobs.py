@@ -1,0 +1,415 @@
+"""Operators that submit and cancel jobs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk.exceptions import AirflowTaskTimeout
+from jinja2 import TemplateNotFound
+
+from ..client import files, jobs
+from ..client.calls import JSONObject
+from ..client.errors import HpcError, InvalidInputError, JobFailedError, JobLostError, NotFoundError, WatchError
+from ..client.jobs import Job, JobSpec
+from ..client.request import JobRequest, result_of
+from ..client.session import Client
+from ..client.states import JobState, advice
+from ..hooks.hpc import HpcHook
+from ..submission import Identity, Store, Submission, submit_once
+from ..tasks import HpcTask, carried, deadline, default_deferrable
+from ..triggers.jobs import HpcJobTrigger
+from ..watch import JobWatch, Outcome, Verdict
+
+__all__ = ["HpcCancelJobOperator", "HpcSubmitJobOperator"]
+
+# A very short job is seen to end before its task is deferred: Airflow 3.3 may fail a task that is resumed
+# within seconds of its deferral, so the trigger also keeps quiet at first.
+_LOOKS_BEFORE_DEFERRING = (1.0, 2.0)
+_QUIET = 5.0
+
+
+class HpcSubmitJobOperator(HpcTask):
+    """Submit a Slurm job through the gateway, wait for its end, and return what became of it.
+
+    The job is found again by its name after a lost answer or a dead worker, so that it runs once. Its
+    working directory is made if it is missing.
+
+    :param script: the job script: its text, or the name of a ``.sh``, ``.sbatch`` or ``.slurm`` file, found
+        and rendered like any Airflow template
+    :param script_path: absolute path of a script on the system, instead of ``script``
+    :param sbatch_options: options as sbatch's long names (``nodes``, ``ntasks``, ``cpus_per_task``, ``gpus``,
+        ``mem``, ``time`` as text or ``timedelta``, ``array``, …); they become ``#SBATCH`` lines and win over
+        the script's own
+    :param env: environment variables of the job
+    :param job_name: first part of the job's name; a digest of the task instance is added. Default: task id
+    :param working_directory: absolute path where the job runs; ``{working_dir}`` in it stands for the
+        connection's. Default: a directory of its own below that, named like the job
+    :param account: account to charge. Default: the connection's
+    :param partition: partition to run in
+    :param stdout: path or Slurm pattern of the output file, relative to the working directory.
+        Default: ``slurm-%j.out`` (arrays: ``slurm-%A_%a.out``)
+    :param stderr: the same for standard error. Default: ``slurm-%j.err``
+    :param wait: wait for the end of the job; False returns at once
+    :param deferrable: wait in the triggerer, without holding a worker.
+        Default: Airflow's ``[operators] default_deferrable``
+    :param poll_interval: seconds between two looks at the most; a fresh job is looked at more often
+    :param cancel_on_kill: cancel the job when the task is killed by a user or by its time-out
+    :param log_lines: how many lines at the end of the job's output go to the task log
+    :param hpc_conn_id: id of a connection of type ``firecrest``
+    :param system: name of the system. Default: the connection's
+    :return: job id, name, system, state, exit code, signal, working directory, stdout and stderr paths,
+        submit, start and end time (ISO 8601), elapsed seconds and nodes; of an array the same per index
+        under ``elements``
+    """
+
+    template_fields: Sequence[str] = (
+        "script",
+        "script_path",
+        "sbatch_options",
+        "env",
+        "job_name",
+        "working_directory",
+        "account",
+        "partition",
+        "stdout",
+        "stderr",
+        "system",
+        "hpc_conn_id",
+    )
+    template_ext: Sequence[str] = (".sh", ".sbatch", ".slurm")
+    template_fields_renderers = {"script": "bash", "sbatch_options": "json", "env": "json"}  # noqa: RUF012
+    ui_color = "#e8f0f7"
+
+    def __init__(
+        self,
+        *,
+        script: str | None = None,
+        script_path: str | None = None,
+        sbatch_options: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        job_name: str | None = None,
+        working_directory: str | None = None,
+        account: str | None = None,
+        partition: str | None = None,
+        stdout: str | None = None,
+        stderr: str | None = None,
+        wait: bool = True,
+        deferrable: bool | None = None,
+        poll_interval: float = 30.0,
+        cancel_on_kill: bool = True,
+        log_lines: int = 100,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.script = script
+        self.script_path = script_path
+        self.sbatch_options = sbatch_options
+        self.env = env
+        self.job_name = job_name
+        self.working_directory = working_directory
+        self.account = account
+        self.partition = partition
+        self.stdout = stdout
+        self.stderr = stderr
+        self.wait = wait
+        self.deferrable = default_deferrable() if deferrable is None else deferrable
+        self.poll_interval = poll_interval
+        self.cancel_on_kill = cancel_on_kill
+        self.log_lines = log_lines
+        self._job: tuple[str, str] | None = None
+        self._stop: threading.Event | None = None
+
+    # Only ``script`` may name a template file: Airflow would take a remote path or a variable that ends in
+    # ``.sh`` for one, too.
+    def resolve_template_files(self) -> None:
+        """Read the script's template file, if it names one."""
+        fields, self.template_fields = self.template_fields, ("script",)
+        try:
+            super().resolve_template_files()
+        finally:
+            self.template_fields = fields
+
+    def render_template(self, content: Any, context: Any, jinja_env: Any = None, seen_oids: Any = None) -> Any:
+        """Render a value; a name that ends in ``.sh`` is a file only if it is the script's."""
+        if not (isinstance(content, str) and content.endswith(tuple(self.template_ext))):
+            return super().render_template(content, context, jinja_env, seen_oids)
+        if content != self.script or "\n" in content:
+            return str(super().render_template(content + " ", context, jinja_env, seen_oids))[:-1]
+        try:
+            return super().render_template(content, context, jinja_env, seen_oids)
+        except TemplateNotFound as error:
+            raise InvalidInputError(
+                "script", f"there is no file {content!r} beside the DAG or in its template_searchpath."
+            ) from error
+
+    def execute(self, context: Any) -> JSONObject:
+        """Submit, or find the job of an earlier try, and wait."""
+        hook = self.hook
+        with hook.client() as client:
+            system = hook.system(client, self.system)
+            request = self._request(lambda path: hook.resolve_path(client, system, path))
+            base = request.working_directory or hook.working_dir(client, system)
+            account = hook.settings.account
+
+            def spec_for(name: str) -> JobSpec:
+                return request.spec(name, base_directory=base, rest_mode=system.rest_mode, account=account)
+
+            submission = self._submit(client, system.name, spec_for, context, request)
+            spec = spec_for(submission.name)
+            self._job = (system.name, submission.job_id)
+            since = datetime.fromtimestamp(submission.since, tz=UTC).isoformat()
+            carry = {
+                "spec": {key: getattr(spec, key) for key in ("name", "working_directory", "stdout", "stderr")},
+                "since": since,
+                "array": request.array,
+            }
+            if not self.wait:
+                pending = Job(job_id=submission.job_id, state=JobState.PENDING)
+                return self._result(pending, system.name, carry)
+            watch = JobWatch(
+                system=system.name,
+                job_id=submission.job_id,
+                since=submission.since,
+                array=request.array,
+                deadline=deadline(context, self.execution_timeout),
+                poll_interval=self.poll_interval,
+            )
+            if self.deferrable:
+                verdict = self._look_briefly(client, watch) or self._defer(watch, carry)
+            else:
+                verdict = self._wait_here(client, watch)
+                if verdict.outcome is Outcome.STOPPED:
+                    self._stopped(client, context)
+            return self._finish(client, verdict, system.name, submission.job_id, carry)
+
+    def execute_complete(self, context: Any, event: Any) -> JSONObject:
+        """Take up the task after the trigger's verdict."""
+        del context
+        verdict, carry = carried(event)
+        with self.hook.client() as client:
+            return self._finish(client, verdict, carry["system"], carry["job_id"], carry)
+
+    def on_kill(self) -> None:
+        """Tell the waiting loop; whether the job is cancelled depends on why the process is killed."""
+        if self._stop is not None:
+            self._stop.set()
+
+    def _request(self, resolve: Callable[[str], str]) -> JobRequest:
+        return JobRequest.checked(
+            script=self.script,
+            script_path=resolve(self.script_path) if self.script_path else self.script_path,
+            sbatch_options=self.sbatch_options,
+            env=self.env,
+            job_name=self.job_name,
+            working_directory=resolve(self.working_directory) if self.working_directory else None,
+            account=self.account,
+            partition=self.partition,
+            stdout=self.stdout,
+            stderr=self.stderr,
+        )
+
+    def _submit(
+        self,
+        client: Client,
+        system: str,
+        spec_for: Callable[[str], JobSpec],
+        context: Any,
+        request: JobRequest,
+    ) -> Submission:
+        ti = context["ti"]
+        spec_for("check")  # refuses what this system would ignore before anything is made on it
+        made: set[str] = set()
+
+        def prepare(spec: JobSpec) -> None:
+            for path in (spec.working_directory, *(p.rpartition("/")[0] for p in (spec.stdout, spec.stderr) if p)):
+                if path and path not in made and "%" not in path:
+                    made.add(path)
+                    client.send(files.make_directory(system, path, parents=True))
+
+        submission = submit_once(
+            client,
+            system,
+            spec_for,
+            prepare=prepare,
+            base_name=request.job_name or self.task_id,
+            identity=Identity(ti.dag_id, ti.run_id, ti.task_id, ti.map_index if ti.map_index is not None else -1),
+            store=Store(context.get("task_state_store")),
+            max_tries=ti.max_tries,
+        )
+        if not submission.adopted:
+            self.log.info("Submitted job %s (%s) to system %s.", submission.job_id, submission.name, system)
+        ti.xcom_push(key="job_id", value=submission.job_id)
+        return submission
+
+    def _look_briefly(self, client: Client, watch: JobWatch) -> Verdict | None:
+        """Look a few times before the task is deferred: a job that is over needs no trigger."""
+        for pause in _LOOKS_BEFORE_DEFERRING:
+            time.sleep(pause)
+            try:
+                verdict = watch.saw(client.send(watch.look()), time.time())
+            except HpcError as error:
+                verdict = watch.missed(error, time.time())
+            if verdict:
+                return verdict
+        return None
+
+    def _defer(self, watch: JobWatch, carry: JSONObject) -> Verdict:
+        arguments = asdict(watch) | {"not_before": time.time() + _QUIET}
+        trigger = HpcJobTrigger(
+            hpc_conn_id=self.hpc_conn_id,
+            carry=carry | {"system": watch.system, "job_id": watch.job_id},
+            cancel_on_kill=self.cancel_on_kill,
+            **arguments,
+        )
+        self.log.info("%s: %s. Waiting in the triggerer.", watch.describe(), watch.news)
+        self.defer_to(trigger, until=watch.deadline)
+
+    def _wait_here(self, client: Client, watch: JobWatch) -> Verdict:
+        self._stop = threading.Event()
+        try:
+            return self.follow(client, watch, self._stop)
+        except AirflowTaskTimeout:
+            self._cancel(client, watch.system, watch.job_id)
+            raise
+        finally:
+            self._stop = None
+
+    def _stopped(self, client: Client, context: Any) -> None:
+        """The process was told to end: by a user, who wants the job gone, or by those who run Airflow."""
+        system, job_id = self._job or ("", "")
+        ti = context["ti"]
+        states = ti.get_task_states(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        )
+        if "running" in states.get(ti.run_id, {}).values():
+            raise WatchError(
+                f"This worker was told to end while job {job_id} on system {system} goes on; a retry finds it again."
+            )
+        self._cancel(client, system, job_id)
+        raise WatchError(f"The task was ended by a user; job {job_id} on system {system} is cancelled.")
+
+    def _cancel(self, client: Client, system: str, job_id: str) -> None:
+        if not self.cancel_on_kill:
+            return
+        try:
+            cancelled = client.send(jobs.cancel(system, job_id))
+            self.log.info("Job %s %s.", job_id, "cancelled" if cancelled else "was over already")
+        except HpcError as error:
+            self.log.warning("Job %s could not be cancelled: %s", job_id, error)
+
+    def _result(self, job: Job, system: str, carry: JSONObject) -> JSONObject:
+        spec = JobSpec(**carry["spec"])
+        return result_of(job, spec=spec, system=system, submitted_at=carry["since"], array=carry["array"])
+
+    def _finish(
+        self, client: Client, verdict: Verdict, system: str, job_id: str, carry: JSONObject
+    ) -> JSONObject:
+        """The one end of both ways to wait."""
+        if verdict.outcome is Outcome.TIMEOUT:
+            self._cancel(client, system, job_id)
+            raise AirflowTaskTimeout(verdict.message)
+        if verdict.outcome is Outcome.LOST:
+            raise JobLostError(verdict.message)
+        if verdict.outcome is not Outcome.DONE:
+            raise WatchError(f"{verdict.message} The job goes on; a retry finds it again.", transient=verdict.transient)
+        job = Job.from_json(verdict.data)
+        result = self._result(job, system, carry)
+        self.log.info(
+            "Job %s on system %s: %s, exit code %s, %s s on %s.",
+            *(job_id, system, job.state.value, job.exit_code, job.elapsed, job.nodes or "no node"),
+        )
+        shown = _telling_element(result) if carry["array"] else result
+        if tail := _tail(client, system, shown["stdout"], self.log_lines):
+            self.log.info("End of %s:\n%s", shown["stdout"], tail)
+        if job.state.succeeded:
+            return result
+        errors = _tail(client, system, shown["stderr"], 30)
+        raise JobFailedError(
+            _failure(job, system, result, errors), state=job.state.value, transient=job.state.infrastructure
+        )
+
+
+class HpcCancelJobOperator(HpcTask):
+    """Cancel a job. A job that is over is left as it is, and that is no failure.
+
+    :param job: id of the job, or the output of the task that submitted it
+    :param hpc_conn_id: id of a connection of type ``firecrest``
+    :param system: name of the system. Default: that of ``job`` if it is a task's output, else the connection's
+    :return: True if the job was cancelled, False if it was over already
+    """
+
+    template_fields: Sequence[str] = ("job", "system", "hpc_conn_id")
+
+    def __init__(self, *, job: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.job = job
+
+    def execute(self, context: Any) -> bool:
+        """Cancel."""
+        del context
+        job_id = jobs.check_job_id(self.job, "job")
+        hook: HpcHook = self.hook
+        system = hook.system_name(self.system or _system_of(self.job))
+        with hook.client() as client:
+            if client.send(jobs.cancel(system, job_id)):
+                self.log.info("Job %s on system %s cancelled.", job_id, system)
+                return True
+            # Slurm says the same of an ended job and of an id it never gave.
+            state = client.send(jobs.get(system, job_id)).state
+        self.log.info("Job %s on system %s was over already: %s.", job_id, system, state.value)
+        return False
+
+
+def _system_of(job: Any) -> str | None:
+    return job.get("system") if isinstance(job, Mapping) else None
+
+
+def _telling_element(result: JSONObject) -> JSONObject:
+    """The element of an array whose output says most: the first that failed, else the first."""
+    elements: list[JSONObject] = result["elements"] or [result]
+    return next((item for item in elements if item["state"] != JobState.COMPLETED.value), elements[0])
+
+
+def _tail(client: Client, system: str, path: str, lines: int) -> str:
+    """The end of an output file; there may be none, and a file system may show it some seconds late."""
+    if lines < 1:
+        return ""
+    for pause in (2.0, 0.0):
+        try:
+            return client.send(files.tail(system, path, lines=lines)).rstrip()
+        except NotFoundError:
+            time.sleep(pause)
+        except HpcError:
+            return ""
+    return ""
+
+
+def _failure(job: Job, system: str, result: JSONObject, errors: str) -> str:
+    """What a person needs to know about a job that failed."""
+    text = f"Job {job.job_id} on system {system} is {job.state.value}"
+    told = [f"reason {job.reason}"] if job.reason else []
+    if job.signal:
+        told.append(f"signal {job.signal}")
+    elif job.exit_code is not None:
+        told.append(f"exit code {job.exit_code}")
+    if job.elapsed is not None:
+        told.append(f"after {job.elapsed} s" + (f" of {job.limit} s" if job.limit else ""))
+    if job.nodes:
+        told.append(f"on {job.nodes}")
+    if told:
+        text += f" ({', '.join(told)})"
+    text += "."
+    if failed := job.failed_indices:
+        shown = ", ".join(map(str, failed[:50])) + (", …" if len(failed) > 50 else "")
+        text += f" Failed indices: {shown} ({len(failed)} of {len(result['elements'])})."
+    if hint := advice(job.state, job.reason):
+        text += f" {hint}"
+    where = _telling_element(result)["stderr"] if "elements" in result else result["stderr"]
+    return f"{text}\nEnd of {where}:\n{errors}" if errors else f"{text}\nNothing was written to {where}."
+
+

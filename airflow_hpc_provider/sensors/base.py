@@ -1,0 +1,105 @@
+"""``HpcSensor``: a watch in a worker, rescheduled, or in a trigger."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
+
+from ..client.errors import HpcError, JobLostError, WatchError
+from ..client.session import Client
+from ..hooks.hpc import HpcHook
+from ..tasks import HpcTask, carried, default_deferrable
+from ..triggers.base import HpcTrigger
+from ..watch import Outcome, Verdict, Watch
+
+__all__ = ["HpcSensor"]
+
+
+class HpcSensor(HpcTask, BaseSensorOperator):
+    """Base of the sensors. All waits end in :meth:`done`, wherever they took place.
+
+    :param deferrable: wait in the triggerer, without holding a worker.
+        Default: Airflow's ``[operators] default_deferrable``
+    :param poke_interval: seconds between two looks; in the triggerer, at the most
+    :param timeout: seconds after which the sensor gives up
+    :param hpc_conn_id: id of a connection of type ``firecrest``
+    :param system: name of the system. Default: the connection's
+    """
+
+    trigger_type: type[HpcTrigger]
+
+    def __init__(self, *, deferrable: bool | None = None, poke_interval: Any = 30.0, **kwargs: Any) -> None:
+        super().__init__(poke_interval=poke_interval, **kwargs)
+        self.deferrable = default_deferrable() if deferrable is None else deferrable
+        self._watch: Watch[Any] | None = None
+
+    def watch_for(self, client: Client, hook: HpcHook, **common: Any) -> Watch[Any]:
+        """The watch of this sensor.
+
+        :param common: arguments of every watch
+        """
+        raise NotImplementedError
+
+    def done(self, verdict: Verdict) -> Any:
+        """The sensor's result, of a verdict that says that what was waited for has come."""
+        return verdict.data
+
+    def execute(self, context: Any) -> Any:
+        """Wait."""
+        if not self.deferrable:
+            return super().execute(context)
+        with self.hook.client() as client:
+            watch = self._made(client)
+            watch.deadline = time.time() + self.timeout
+            verdict = self._look(client, watch)
+        if verdict:
+            return self._end(verdict)
+        trigger = self.trigger_type(hpc_conn_id=self.hpc_conn_id, **asdict(watch))
+        self.defer_to(trigger, until=watch.deadline)
+
+    def execute_complete(self, context: Any, event: Any) -> Any:
+        """Take up the task after the trigger's verdict."""
+        del context
+        return self._end(carried(event)[0])
+
+    def poke(self, context: Any) -> PokeReturnValue:
+        """Look once; again at once only while something is seen that may be about to come."""
+        del context
+        with self.hook.client() as client:
+            watch = self._watch = self._watch or self._made(client)
+            verdict = self._look(client, watch)
+            while verdict is None and self.reschedule and watch.pending:
+                time.sleep(watch.delay(time.time()))
+                verdict = self._look(client, watch)
+        return PokeReturnValue(is_done=verdict is not None, xcom_value=self._end(verdict) if verdict else None)
+
+    def _made(self, client: Client) -> Watch[Any]:
+        return self.watch_for(client, self.hook, since=time.time(), poll_interval=self.poke_interval)
+
+    def _look(self, client: Client, watch: Watch[Any]) -> Verdict | None:
+        try:
+            verdict = watch.saw(client.send(watch.look()), time.time())
+        except HpcError as error:
+            verdict = watch.missed(error, time.time())
+            if verdict is None:
+                self.log.warning("%s", error)
+        self.log.info("%s: %s.", watch.describe(), getattr(watch, "news", ""))
+        return verdict
+
+    def _end(self, verdict: Verdict) -> Any:
+        self.log.info("%s", verdict.message)
+        if verdict.outcome is Outcome.DONE:
+            return self.done(verdict)
+        if verdict.outcome is Outcome.TIMEOUT:
+            if self.soft_fail:
+                raise AirflowSkipException(verdict.message)
+            raise AirflowSensorTimeout(verdict.message)
+        if verdict.outcome is Outcome.LOST:
+            raise JobLostError(verdict.message)
+        raise WatchError(verdict.message, transient=verdict.transient)
+
+

@@ -1,0 +1,299 @@
+"""Exactly-one submission: a name under which a job is found again, the intent written down first, and the look-up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from .client import jobs
+from .client.calls import Call, JSONObject
+from .client.errors import HpcError, NotFoundError
+from .client.jobs import Job, JobSpec
+from .client.script import slug
+
+if TYPE_CHECKING:
+    from .client.session import Client
+
+__all__ = ["STATE_KEY", "Identity", "Record", "Store", "Submission", "fingerprint", "job_name", "submit_once"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Key in Airflow's task state store. Running tasks depend on it: it never changes.
+STATE_KEY = "hpc_job"
+
+# After an answer that leaves the fate of a submission open, the job is looked for this long, in seconds:
+# the gateway gives up on sbatch after 5 s, and accounting may show a job's name some seconds late.
+_LOOK_FOR = 15.0
+_LOOK_EVERY = 3.0
+_SENDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a task instance one of its kind; a retry keeps it, a clear starts a new generation."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the task state store holds about a submission.
+
+    :param phase: ``intent`` before the job is sent, ``submitted`` once its id is known
+    :param name: job name
+    :param generation: 0, and one more after a clear or after a job that failed
+    :param fingerprint: of what is submitted
+    :param max_tries: the task instance's, which a retry keeps and a clear raises
+    :param at: epoch seconds of the intent
+    :param job_id: id of the job, once known
+    :param system: system it was sent to
+    """
+
+    phase: Literal["intent", "submitted"]
+    name: str
+    generation: int
+    fingerprint: str
+    max_tries: int
+    at: float
+    system: str
+    job_id: str | None = None
+
+    def to_json(self) -> JSONObject:
+        """Plain JSON for the store."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: Any) -> Record | None:
+        """The record in the store, or None if there is none that can be read."""
+        try:
+            return cls(**plain)
+        except TypeError:
+            return None
+
+
+class Store:
+    """The one key of the task state store that is used here; keeps nothing where Airflow has no store.
+
+    :param accessor: ``context["task_state_store"]``, or None
+    """
+
+    def __init__(self, accessor: Any) -> None:
+        self._accessor = accessor
+
+    @property
+    def durable(self) -> bool:
+        """Whether what is saved outlives this try."""
+        return self._accessor is not None
+
+    def load(self) -> Record | None:
+        """The record of an earlier try."""
+        return Record.from_json(self._accessor.get(STATE_KEY)) if self._accessor is not None else None
+
+    def save(self, record: Record) -> None:
+        """Write a record down."""
+        if self._accessor is not None:
+            self._accessor.set(STATE_KEY, record.to_json())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """The job that a task stands for.
+
+    :param job_id: its id
+    :param name: its name
+    :param since: epoch seconds at which it was sent, or the intent of it written down
+    :param adopted: it was there already
+    """
+
+    job_id: str
+    name: str
+    since: float
+    adopted: bool = False
+
+
+def job_name(base: str, identity: Identity, generation: int) -> str:
+    """A name that only this task instance and generation give: ``<base>-<10 hex digits>``.
+
+    :param base: the user's job name, or the task id
+    :return: at most 128 characters of ``[A-Za-z0-9._-]``
+    """
+    told = json.dumps([identity.dag_id, identity.run_id, identity.task_id, identity.map_index, generation])
+    digest = hashlib.sha256(told.encode()).hexdigest()[:10]
+    return f"{slug(base, 117)}-{digest}"
+
+
+def fingerprint(spec: JobSpec) -> str:
+    """A digest of what is submitted, apart from its name: another script is another job."""
+    told = json.dumps(replace(spec, name="").body(), sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def submit_once(
+    client: Client,
+    system: str,
+    spec_for: Callable[[str], JobSpec],
+    *,
+    base_name: str,
+    identity: Identity,
+    store: Store,
+    max_tries: int,
+    prepare: Callable[[JobSpec], None] = lambda _: None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.time,
+) -> Submission:
+    """Find the job of this task instance, or submit it; never twice.
+
+    :param spec_for: makes the job of a name
+    :param base_name: first part of the job's name
+    :param identity: the task instance
+    :param store: where the intent is written before the job is sent
+    :param max_tries: the task instance's, which tells a retry from a clear
+    :param prepare: called with a job right before it is sent
+    :raises HpcError: the gateway refused the job, or its fate could not be learned
+    """
+    record = store.load()
+    generation = record.generation if record else 0
+    # The fingerprint is of the job without its name, which the generation changes.
+    digest = fingerprint(spec_for("fingerprint"))
+    if record and record.max_tries != max_tries:
+        log.info("The task was cleared: a new job is submitted.")
+        _cancel_quietly(client, record)
+        generation, record = generation + 1, None
+    elif record and (record.fingerprint != digest or record.system != system):
+        log.info("What is submitted has changed since the last try: a new job is submitted.")
+        _cancel_quietly(client, record)
+        generation, record = generation + 1, None
+    # Without a store nobody knows whether an earlier try sent the job: only its name can tell.
+    look_first = record is not None or not store.durable
+    while True:
+        name = job_name(base_name, identity, generation)
+        if look_first:
+            found = _known(client, system, name, record)
+            if found is not None and not (found.state.final and not found.state.succeeded):
+                since = record.at if record else clock()
+                saved = _record("submitted", name, generation, digest, max_tries, since, system, found.job_id)
+                store.save(saved)
+                log.info("Job %s (%s) is there already and %s: attached.", found.job_id, name, found.state.value)
+                return Submission(job_id=found.job_id, name=name, since=since, adopted=True)
+            if found is not None:
+                log.info("Job %s (%s) of an earlier try is %s.", found.job_id, name, found.state.value)
+                generation, record = generation + 1, None
+                look_first = not store.durable
+                continue
+        at = clock()
+        store.save(_record("intent", name, generation, digest, max_tries, at, system, None))
+        spec = spec_for(name)
+        prepare(spec)
+        job_id = _send(client, system, spec, sleep=sleep, clock=clock)
+        store.save(_record("submitted", name, generation, digest, max_tries, at, system, job_id))
+        return Submission(job_id=job_id, name=name, since=at)
+
+
+def _record(
+    phase: Literal["intent", "submitted"],
+    name: str,
+    generation: int,
+    digest: str,
+    max_tries: int,
+    at: float,
+    system: str,
+    job_id: str | None,
+) -> Record:
+    return Record(
+        phase=phase,
+        name=name,
+        generation=generation,
+        fingerprint=digest,
+        max_tries=max_tries,
+        at=at,
+        system=system,
+        job_id=job_id,
+    )
+
+
+def _known(client: Client, system: str, name: str, record: Record | None) -> Job | None:
+    """The job of an earlier try: by its id where that is known, else by its name."""
+    if record and record.job_id:
+        try:
+            return client.send(jobs.get(system, record.job_id))
+        except NotFoundError:
+            log.info("Job %s is not known by its id; looking for its name %s.", record.job_id, name)
+    return _by_name(client, system, name, since=record.at if record else None)
+
+
+def _by_name(client: Client, system: str, name: str, *, since: float | None = None) -> Job | None:
+    """The earliest job of a name; later ones are twins of two tries that ran side by side, and are cancelled."""
+    window = jobs.window_for(time.time() - since) if since else "24h"
+    found = client.send(jobs.listing(system, name=name, window=window))
+    for twin in found[1:]:
+        if not twin.state.final:
+            log.warning("Job %s has the same name as job %s: cancelled.", twin.job_id, found[0].job_id)
+            client.send(jobs.cancel(system, twin.job_id))
+    return found[0] if found else None
+
+
+def _send(
+    client: Client,
+    system: str,
+    spec: JobSpec,
+    *,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> str:
+    """Send a job. A POST is never blindly repeated: after an answer that leaves its fate open, look first."""
+    call: Call[str] = jobs.submit(system, spec)
+    doubtful = False
+    for attempt in range(1, _SENDS + 1):
+        try:
+            job_id = client.send(call)
+        except HpcError as error:
+            if not error.ambiguous:
+                raise
+            doubtful = True
+            log.warning("%s Looking for job %s before sending it again.", error, spec.name)
+            found = _look_for(client, system, spec.name, sleep=sleep, clock=clock)
+            if found is not None:
+                log.info("Job %s is %s: it was submitted after all.", spec.name, found.job_id)
+                return found.job_id
+            if attempt == _SENDS:
+                raise
+            continue
+        if doubtful:
+            # The one before may have come late: of two, the earliest is ours.
+            found = _by_name(client, system, spec.name)
+            return found.job_id if found else job_id
+        return job_id
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+def _look_for(
+    client: Client, system: str, name: str, *, sleep: Callable[[float], None], clock: Callable[[], float]
+) -> Job | None:
+    until = clock() + _LOOK_FOR
+    while True:
+        sleep(_LOOK_EVERY)
+        found = _by_name(client, system, name)
+        if found is not None or clock() >= until:
+            return found
+
+
+def _cancel_quietly(client: Client, record: Record) -> None:
+    """Cancel the job of a former generation if it is still there."""
+    try:
+        if record.job_id:
+            client.send(jobs.cancel(record.system, record.job_id))
+            return
+        found = _by_name(client, record.system, record.name, since=record.at)
+        if found and not found.state.final:
+            client.send(jobs.cancel(record.system, found.job_id))
+    except HpcError as error:
+        log.warning("The job of the former run (%s) could not be cancelled: %s", record.name, error)

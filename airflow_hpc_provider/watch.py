@@ -1,0 +1,422 @@
+"""``Watch``: when to look again, and what a look means; pure, the clock is passed in.
+
+Operators, sensors and triggers feed one of the watches below with what they saw or failed to see. It answers
+with a ``Verdict`` once there is one. :func:`follow` and :func:`follow_async` are the two loops around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from .client.calls import Call, JSONObject
+from .client.errors import ApiError, HpcError, NotFoundError, TokenError, UnauthorizedError
+from .client.files import EntryKind
+from .client.files import listing as list_directory
+from .client.files import stat as stat_file
+from .client.jobs import Job
+from .client.jobs import get as get_job
+from .client.script import array_indices
+from .client.states import JobState
+from .client.systems import System
+from .client.systems import listing as list_systems
+
+if TYPE_CHECKING:
+    from .client.session import AsyncClient, Client
+
+__all__ = [
+    "FileWatch",
+    "JobWatch",
+    "Outcome",
+    "SystemWatch",
+    "Verdict",
+    "Watch",
+    "follow",
+    "follow_async",
+    "watch_from_json",
+]
+
+T = TypeVar("T")
+
+# A job may stay invisible for so many seconds after it was submitted.
+_VISIBLE_WITHIN = 120.0
+# Slurm may requeue a job that ended in some states: such an end is believed when it still stands this many
+# seconds later.
+_CONFIRM_AFTER = 15.0
+
+
+class Outcome(StrEnum):
+    """How a watch ended."""
+
+    DONE = "done"  # what was waited for has come: the job is over, the file is there, the system is healthy
+    LOST = "lost"  # the gateway does not know the job any more
+    TIMEOUT = "timeout"  # the deadline passed first
+    FAILED = "failed"  # the gateway could not be asked, or refused to answer
+    STOPPED = "stopped"  # the process that waited was told to end
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a watch, as it travels from a trigger to its operator.
+
+    :param outcome: how it ended
+    :param message: one sentence for the log and for errors
+    :param data: plain JSON about what was watched: the job, the files, the system
+    :param transient: for ``FAILED``, whether a retry of the task can help
+    """
+
+    outcome: Outcome
+    message: str = ""
+    data: JSONObject = field(default_factory=dict)
+    transient: bool = True
+
+    def to_event(self) -> JSONObject:
+        """The payload of a trigger event."""
+        return asdict(self) | {"outcome": self.outcome.value}
+
+    @classmethod
+    def from_event(cls, event: Any) -> Verdict:
+        """The verdict in an event.
+
+        :raises ValueError: the event holds none
+        """
+        if not isinstance(event, dict) or "outcome" not in event:
+            raise ValueError(f"the trigger sent {event!r}, which is no verdict")
+        return cls(**event | {"outcome": Outcome(event["outcome"])})
+
+
+@dataclass(kw_only=True)
+class Watch(Generic[T]):
+    """Looks at one thing until there is a verdict. Arguments are plain JSON, so that a trigger can carry them.
+
+    :param system: name of the system
+    :param since: epoch seconds at which the wait began; of a job, when it was submitted
+    :param deadline: epoch seconds at which to give up, or None
+    :param poll_interval: seconds between two looks at the most
+    :param patience: seconds for which a gateway that cannot be asked is waited for
+    :param not_before: epoch seconds before which no verdict is given
+    """
+
+    kind: ClassVar[str]
+
+    system: str
+    since: float
+    deadline: float | None = None
+    poll_interval: float = 30.0
+    patience: float = 1800.0
+    not_before: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._changed = self.since
+        self._last: Any = None
+        self._missing_since: float | None = None
+        self._pause = 0.0
+        self._error: HpcError | None = None
+
+    def to_json(self) -> JSONObject:
+        """Arguments that make this watch again, and its kind."""
+        return asdict(self) | {"kind": self.kind}
+
+    def look(self) -> Call[T]:
+        """The call that looks."""
+        raise NotImplementedError
+
+    def decide(self, seen: T, now: float) -> Verdict | None:
+        """What one sight means."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """What is waited for, in a few words."""
+        raise NotImplementedError
+
+    def saw(self, seen: T, now: float) -> Verdict | None:
+        """Take what a look saw.
+
+        :param seen: the result of the call
+        :param now: epoch seconds
+        :return: the verdict, if this is the end
+        """
+        self._missing_since, self._pause, self._error = None, 0.0, None
+        return self._unless_early(self.decide(seen, now), now) or self._late(now)
+
+    def missed(self, error: HpcError, now: float) -> Verdict | None:
+        """Take a look that failed. A gateway that cannot be asked says nothing about what is watched.
+
+        :param error: how it failed
+        :param now: epoch seconds
+        :return: the verdict, if this is the end
+        """
+        self._error = error
+        self._pause = error.retry_after or 0.0 if isinstance(error, ApiError) else 0.0
+        self._missing_since = now if self._missing_since is None else self._missing_since
+        waits = error.transient or isinstance(error, TokenError | UnauthorizedError)
+        if not waits:
+            return Verdict(Outcome.FAILED, f"{self.describe()}: {error}", transient=False)
+        gone = now - self._missing_since
+        if gone >= self.patience:
+            text = f"{self.describe()}: the gateway could not be asked for {gone:.0f} s. Last: {error}"
+            return Verdict(Outcome.FAILED, text)
+        return self._late(now)
+
+    def delay(self, now: float, rand: float = 0.5) -> float:
+        """Seconds to wait before the next look: short at first and after a change, longer in quiet.
+
+        :param now: epoch seconds
+        :param rand: a number in [0, 1) that spreads the looks of many watches
+        """
+        quiet = max(0.0, now - self._changed)
+        pace = min(self.poll_interval, max(1.0, quiet / 5)) * (0.9 + rand / 5)
+        until = [self.deadline - now] if self.deadline is not None else []
+        if now < self.not_before:
+            until.append(self.not_before - now)
+        return max(0.0, self._pause, min([pace, *(left for left in until if left > 0)]))
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is in sight that may end the wait in a moment."""
+        return False
+
+    def _noted(self, state: Any, now: float) -> bool:
+        """Remember what is there now; True if it is new."""
+        if state == self._last:
+            return False
+        self._last, self._changed = state, now
+        return True
+
+    def _unless_early(self, verdict: Verdict | None, now: float) -> Verdict | None:
+        return verdict if now >= self.not_before else None
+
+    def _late(self, now: float) -> Verdict | None:
+        if self.deadline is None or now < self.deadline:
+            return None
+        text = f"{self.describe()}: the time-out came after {now - self.since:.0f} s."
+        if self._error:
+            text += f" The gateway could not be asked: {self._error}"
+        return Verdict(Outcome.TIMEOUT, text, data=self._sight())
+
+    def _sight(self) -> JSONObject:
+        """What a time-out tells of the thing watched."""
+        return {}
+
+
+@dataclass(kw_only=True)
+class JobWatch(Watch[Job]):
+    """Until a job, or every element of an array, is over.
+
+    :param job_id: id of the job
+    :param array: the array it was submitted with, as ``0-99%10``, if it is one and it is known
+    """
+
+    kind: ClassVar[str] = "job"
+
+    job_id: str
+    array: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._ended: tuple[JobState, float] | None = None
+        self._job: Job | None = None
+
+    def describe(self) -> str:
+        return f"Job {self.job_id} on system {self.system}"
+
+    def look(self) -> Call[Job]:
+        return get_job(self.system, self.job_id, expected=array_indices(self.array) if self.array else ())
+
+    def decide(self, seen: Job, now: float) -> Verdict | None:
+        self._job = seen
+        self._noted((seen.state, seen.reason if seen.state.waiting else None, len(seen.elements)), now)
+        if not seen.state.final:
+            self._ended = None
+            return None
+        if seen.state.requeueable:
+            if self._ended is None or self._ended[0] is not seen.state:
+                self._ended = (seen.state, now)
+            if now - self._ended[1] < _CONFIRM_AFTER:
+                return None
+        return Verdict(Outcome.DONE, f"{self.describe()} is {seen.state.value}.", data=seen.to_json())
+
+    def missed(self, error: HpcError, now: float) -> Verdict | None:
+        if isinstance(error, NotFoundError) and "job" in error.message.lower():
+            if now - self.since < _VISIBLE_WITHIN:
+                return self._late(now)
+            text = f"{self.describe()} is not known to the gateway. {error} Look at the scheduler's accounting for it."
+            return Verdict(Outcome.LOST, text, transient=False)
+        return super().missed(error, now)
+
+    def _sight(self) -> JSONObject:
+        return self._job.to_json() if self._job else {}
+
+    @property
+    def news(self) -> str:
+        """The last sight in a few words, for the log."""
+        if self._job is None:
+            return "not visible yet"
+        reason = f" ({self._job.reason})" if self._job.reason and self._job.state.waiting else ""
+        return f"{self._job.state.value}{reason}"
+
+
+@dataclass(kw_only=True)
+class FileWatch(Watch[dict[str, tuple[int, int | str]]]):
+    """Until a path, or a file that matches a glob, is there and keeps its size.
+
+    :param path: absolute path; with ``glob`` the directory to look in
+    :param glob: pattern of file names, as in a shell
+    :param stable_for: seconds for which size and time of change must stay the same; 0 takes the first sight
+    """
+
+    kind: ClassVar[str] = "file"
+
+    path: str
+    glob: str | None = None
+    stable_for: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._since: dict[str, tuple[tuple[int, int | str], float]] = {}
+
+    def describe(self) -> str:
+        return f"{self.path}{'/' + self.glob if self.glob else ''} on system {self.system}"
+
+    def look(self) -> Call[dict[str, tuple[int, int | str]]]:
+        if self.glob is None:
+            return stat_file(self.system, self.path, dereference=True).then(
+                lambda stat: {self.path: (stat.size, stat.modified)}
+            )
+        base, glob = self.path.rstrip("/"), self.glob
+        hidden = glob.startswith(".")
+        return list_directory(self.system, self.path, hidden=hidden).then(
+            lambda entries: {
+                f"{base}/{entry.name}": (entry.size, entry.modified)
+                for entry in entries
+                if entry.kind is not EntryKind.DIRECTORY and fnmatch.fnmatchcase(entry.name, glob)
+            }
+        )
+
+    def decide(self, seen: dict[str, tuple[int, int | str]], now: float) -> Verdict | None:
+        self._noted(seen, now)
+        for name, sight in seen.items():
+            if name not in self._since or self._since[name][0] != sight:
+                self._since[name] = (sight, now)
+        self._since = {name: known for name, known in self._since.items() if name in seen}
+        ready = sorted(name for name, (_, at) in self._since.items() if now - at >= self.stable_for)
+        if not ready:
+            return None
+        found = [{"path": name, "size": self._since[name][0][0]} for name in ready]
+        text = f"{ready[0]} is there" if len(ready) == 1 else f"{len(ready)} files are there"
+        return Verdict(Outcome.DONE, f"{text} on system {self.system}.", data={"files": found})
+
+    def missed(self, error: HpcError, now: float) -> Verdict | None:
+        if isinstance(error, NotFoundError) and "system not found" not in error.message.lower():
+            return self.saw({}, now)
+        return super().missed(error, now)
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._since)
+
+    def delay(self, now: float, rand: float = 0.5) -> float:
+        pending = [at + self.stable_for - now for _, at in self._since.values()]
+        return min([super().delay(now, rand), *(max(1.0, left) for left in pending)])
+
+    @property
+    def news(self) -> str:
+        """The last sight in a few words, for the log."""
+        return f"{len(self._since)} seen, still changing" if self._since else "not there yet"
+
+
+@dataclass(kw_only=True)
+class SystemWatch(Watch[tuple[System, ...]]):
+    """Until a system is healthy.
+
+    :param services: kinds of service that must be: ``scheduler``, ``filesystem``, ``ssh``, ``s3``; empty for all
+    """
+
+    kind: ClassVar[str] = "system"
+
+    services: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        return f"System {self.system}"
+
+    def look(self) -> Call[tuple[System, ...]]:
+        return list_systems()
+
+    def decide(self, seen: tuple[System, ...], now: float) -> Verdict | None:
+        found = next((system for system in seen if system.name.lower() == self.system.lower()), None)
+        if found is None:
+            names = ", ".join(system.name for system in seen) or "none"
+            text = f"There is no system {self.system} on this gateway; it has: {names}."
+            return Verdict(Outcome.FAILED, text, transient=False)
+        ill = [f"{item.kind}: {item.message or 'no reason given'}" for item in found.unhealthy if self._counts(item.kind)]
+        self._noted(ill, now)
+        if ill:
+            return None
+        return Verdict(Outcome.DONE, f"System {found.name} is healthy.", data={"system": found.name})
+
+    def _counts(self, kind: str) -> bool:
+        return not self.services or kind in self.services
+
+    @property
+    def news(self) -> str:
+        """The last sight in a few words, for the log."""
+        return "unhealthy: " + "; ".join(self._last) if self._last else "not asked yet"
+
+
+_KINDS: dict[str, type[JobWatch | FileWatch | SystemWatch]] = {
+    of.kind: of for of in (JobWatch, FileWatch, SystemWatch)
+}
+
+
+def watch_from_json(plain: JSONObject) -> JobWatch | FileWatch | SystemWatch:
+    """The watch that ``to_json`` told of."""
+    arguments = dict(plain)
+    return _KINDS[arguments.pop("kind")](**arguments)
+
+
+def follow(
+    client: Client,
+    watch: Watch[T],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.time,
+    after_look: Callable[[], None] = lambda: None,
+) -> Verdict:
+    """Look until there is a verdict, in a worker.
+
+    :param after_look: called after each look; may raise to end the wait
+    """
+    while True:
+        try:
+            verdict = watch.saw(client.send(watch.look()), clock())
+        except HpcError as error:
+            verdict = watch.missed(error, clock())
+        if verdict:
+            return verdict
+        after_look()
+        sleep(watch.delay(clock(), random.random()))  # noqa: S311  spreads looks, guards nothing
+
+
+async def follow_async(
+    client: AsyncClient,
+    watch: Watch[T],
+    *,
+    clock: Callable[[], float] = time.time,
+    after_look: Callable[[], None] = lambda: None,
+) -> Verdict:
+    """Look until there is a verdict, on an event loop."""
+    while True:
+        try:
+            verdict = watch.saw(await client.send(watch.look()), clock())
+        except HpcError as error:
+            verdict = watch.missed(error, clock())
+        if verdict:
+            return verdict
+        after_look()
+        await asyncio.sleep(watch.delay(clock(), random.random()))  # noqa: S311  spreads looks, guards nothing
