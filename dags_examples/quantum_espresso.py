@@ -35,7 +35,7 @@ SILICON = """\
   calculation = 'scf', prefix = 'crystal', outdir = './out', pseudo_dir = './'
 /
 &system
-  ibrav = 2, celldm(1) = 10.20, nat = 2, ntyp = 1, ecutwfc = 12.0
+  ibrav = 2, celldm(1) = 10.20, nat = 2, ntyp = 1, ecutwfc = 18.0
 /
 &electrons
 /

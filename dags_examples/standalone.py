@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
 import json
@@ -16,6 +17,11 @@ from types import ModuleType
 from typing import Any
 
 CONNECTION = "AIRFLOW_CONN_HPC_DEFAULT"
+SPEAKERS = (
+    "airflow_hpc_provider",
+    "airflow.task.operators.airflow_hpc_provider",
+    "airflow.task.hooks.airflow_hpc_provider",
+)
 
 
 def run(file: str) -> int:
@@ -46,11 +52,16 @@ def _isolate(home: Path, dags: Path) -> None:
         {
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
-            "AIRFLOW__LOGGING__LOGGING_LEVEL": os.environ.get("AIRFLOW__LOGGING__LOGGING_LEVEL", "WARNING"),
         }
     )
+    # What the operators and triggers of this provider say is the progress; what Airflow says is not.
+    os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("AIRFLOW__LOGGING__NAMESPACE_LEVELS", " ".join(f"{name}=INFO" for name in SPEAKERS))
+    # Airflow's own modules warn of each other.
+    warnings.filterwarnings("ignore", module=r"airflow\.")
 
 
 def _run(path: Path) -> int:

@@ -81,7 +81,7 @@ mariadb -e "CREATE DATABASE IF NOT EXISTS slurm;
 setpriv --reuid=slurm --regid=slurm --clear-groups slurmdbd
 wait_for 60 slurmdbd sacctmgr --noheader list cluster
 # Each answers 1 when what it adds is there already, as after a restart.
-for what in "cluster demo" "account demo Cluster=demo" "user hpc Account=demo"; do
+for what in "cluster demo" "account staff,users Cluster=demo" "user hpc Account=staff,users DefaultAccount=staff"; do
   # shellcheck disable=SC2086
   sacctmgr --immediate add $what > /dev/null 2>&1 || true
 done

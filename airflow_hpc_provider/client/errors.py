@@ -106,14 +106,15 @@ class UnreachableError(HpcError):
 class BadAnswerError(HpcError):
     """An answer that FirecREST does not give: HTML, broken JSON, a redirect, missing fields."""
 
-    transient = True
-
-    def __init__(self, doing: str, problem: str, *, ambiguous: bool = True) -> None:
+    def __init__(
+        self, doing: str, problem: str, *, ambiguous: bool = True, transient: bool = True
+    ) -> None:
         super().__init__(
             f"Could not {doing}: {redact(problem)} "
             "Is the connection's host the URL of a FirecREST v2 gateway?"
         )
         self.ambiguous = ambiguous
+        self.transient = transient
 
 
 class TokenError(HpcError):
@@ -175,8 +176,8 @@ class UnauthorizedError(ApiError):
     """401: the token is refused, also after a fresh one was fetched."""
 
     advice = (
-        "The token endpoint gave a token that this gateway does not take: check that token_url and host "
-        "belong together and that the client has the gateway's scope."
+        "The gateway does not take this token: check that the connection's token_url and scope belong to this "
+        "gateway, or that its access_token has not expired."
     )
 
 

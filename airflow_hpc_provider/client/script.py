@@ -769,8 +769,7 @@ def _full_name(written: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Split like sbatch: quotes group, a backslash escapes also in single quotes but never a blank outside of
-    quotes, and # begins a comment."""
+    """Split like sbatch: quotes group, a backslash escapes (no blank outside quotes), # begins a comment."""
     words: list[str] = []
     word: str | None = None
     quote = ""

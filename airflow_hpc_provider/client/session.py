@@ -77,7 +77,10 @@ def _result(call: Call[T], outcome: Outcome) -> T:
         return call.refused(error_for(call.doing, call.system, outcome))
     target = outcome.next_request.url.host if outcome.next_request else "another page"
     raise BadAnswerError(
-        call.doing, f"the answer is a redirect (HTTP {outcome.status_code}) to {target}.", ambiguous=False
+        call.doing,
+        f"the answer is a redirect (HTTP {outcome.status_code}) to {target}.",
+        ambiguous=False,
+        transient=False,
     )
 
 

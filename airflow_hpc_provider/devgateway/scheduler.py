@@ -620,9 +620,18 @@ class LocalScheduler:
 
     def _terminate(self, element: _Element) -> None:
         if element.process is not None:
+            self._note(element)
             self._signal(element, signal.SIGTERM)
             self._signal(element, signal.SIGCONT)
             element.kill_at = time.time() + self.kill_wait
+
+    def _note(self, element: _Element) -> None:
+        """What slurmstepd writes into a job's error log when it is not the job that ends itself."""
+        why = " DUE TO TIME LIMIT" if element.state == "TIMEOUT" else ""
+        at = time.strftime("%Y-%m-%dT%H:%M:%S")
+        text = f"slurmstepd: error: *** JOB {element.raw_id} ON {_NODE} CANCELLED AT {at}{why} ***\n"
+        with contextlib.suppress(OSError), self._log_paths(element)[1].open("a", encoding="utf-8") as file:
+            file.write(text)
 
     def _signal(self, element: _Element, number: int) -> None:
         if element.process is not None:

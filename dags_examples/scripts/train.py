@@ -14,7 +14,7 @@ import time
 
 RATES = (0.003, 0.03, 0.3)
 PENALTIES = (0.0, 0.01, 0.1)
-EPOCHS = 40
+EPOCHS = 300
 
 
 def read(path):
@@ -64,7 +64,8 @@ def main():
                 weights[column] -= rate * (error * value + penalty * weights[column])
         loss, accuracy = loss_and_accuracy(weights, features[cut:], labels[cut:])
         losses.append(loss)
-        print(f"epoch {epoch + 1:2d}: loss {loss:.4f}, accuracy {accuracy:.4f}", flush=True)
+        if (epoch + 1) % 30 == 0:
+            print(f"epoch {epoch + 1:3d}: loss {loss:.4f}, accuracy {accuracy:.4f}", flush=True)
     metrics = {
         "index": index,
         "rate": rate,

@@ -83,6 +83,13 @@ class Api:
             time.sleep(0.02)
         return jobs
 
+    def wait_until_idle(self) -> None:
+        """Until every process of an ended job is gone."""
+        deadline = time.monotonic() + 10
+        while any(element.process for element in self.gateway.scheduler._elements()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def wait_for(self, job_id: str, state: str) -> dict[str, Any]:
         return self.wait(job_id, lambda jobs: jobs[0]["status"]["state"].startswith(state))[0]
 

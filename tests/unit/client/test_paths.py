@@ -151,7 +151,7 @@ def test_a_file_name_is_one_component():
     ],
 )
 def test_what_is_no_safe_file_name_is_refused(value, problem):
-    with pytest.raises(InvalidInputError, match="^name: ") as refused:
+    with pytest.raises(InvalidInputError, match=r"^name: ") as refused:
         file_name(value, "name")
     assert problem in str(refused.value)
 

@@ -440,10 +440,8 @@ def test_a_script_that_slurm_refuses_is_refused_here(text, problem):
         ("--nodes 2 --hold", [("nodes", "2"), ("hold", None)]),
         ("-N 2 -n4", [("nodes", "2"), ("ntasks", "4")]),
         ("-HOs -N2", [("hold", None), ("overcommit", None), ("oversubscribe", None), ("nodes", "2")]),
-        (
-            "-J x -t 5 -p p -A a -o o -e e",
-            list(zip("job-name time partition account output error".split(), "x5paoe")),
-        ),
+        ("-J x -t 5 -p p", [("job-name", "x"), ("time", "5"), ("partition", "p")]),
+        ("-A a -o o -e e", [("account", "a"), ("output", "o"), ("error", "e")]),
         (
             "-a 1 -c 2 -D /d -d s",
             [("array", "1"), ("cpus-per-task", "2"), ("chdir", "/d"), ("dependency", "s")],
