@@ -24,7 +24,11 @@ class HpcRetryPolicy(RetryPolicy):
     ) -> RetryDecision:
         """Decide about one failure."""
         del try_number, max_tries, context
-        if isinstance(exception, HpcError) and not exception.transient and not isinstance(exception, JobError):
+        if (
+            isinstance(exception, HpcError)
+            and not exception.transient
+            and not isinstance(exception, JobError)
+        ):
             return RetryDecision.fail(f"{type(exception).__name__}: a retry cannot mend this")
         return RetryDecision.default()
 

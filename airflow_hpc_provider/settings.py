@@ -144,7 +144,8 @@ def _gateway_url(connection: ConnectionLike) -> str:
     host = (connection.host or "").strip()
     if not host:
         raise InvalidInputError(
-            "host", f"connection {conn_id} names no gateway; give its URL, such as https://api.example.org/firecrest/v2."
+            "host",
+            f"connection {conn_id} names no gateway; give its URL, such as https://api.example.org/firecrest/v2.",
         )
     if "://" not in host:
         host = f"{connection.schema or 'https'}://{host}"

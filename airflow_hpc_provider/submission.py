@@ -1,4 +1,4 @@
-"""Exactly-one submission: a name under which a job is found again, the intent written down first, and the look-up."""
+"""Exactly-one submission: a name to find a job again by, the intent written down first, and the look-up."""
 
 from __future__ import annotations
 
@@ -176,48 +176,35 @@ def submit_once(
     look_first = record is not None or not store.durable
     while True:
         name = job_name(base_name, identity, generation)
+        intent = Record(
+            phase="intent",
+            name=name,
+            generation=generation,
+            fingerprint=digest,
+            max_tries=max_tries,
+            at=record.at if record else clock(),
+            system=system,
+        )
         if look_first:
             found = _known(client, system, name, record)
             if found is not None and not (found.state.final and not found.state.succeeded):
-                since = record.at if record else clock()
-                saved = _record("submitted", name, generation, digest, max_tries, since, system, found.job_id)
-                store.save(saved)
-                log.info("Job %s (%s) is there already and %s: attached.", found.job_id, name, found.state.value)
-                return Submission(job_id=found.job_id, name=name, since=since, adopted=True)
+                store.save(replace(intent, phase="submitted", job_id=found.job_id))
+                log.info(
+                    "Job %s (%s) is there already and %s: attached.", found.job_id, name, found.state.value
+                )
+                return Submission(job_id=found.job_id, name=name, since=intent.at, adopted=True)
             if found is not None:
                 log.info("Job %s (%s) of an earlier try is %s.", found.job_id, name, found.state.value)
                 generation, record = generation + 1, None
                 look_first = not store.durable
                 continue
-        at = clock()
-        store.save(_record("intent", name, generation, digest, max_tries, at, system, None))
         spec = spec_for(name)
         prepare(spec)
+        intent = replace(intent, at=clock())
+        store.save(intent)
         job_id = _send(client, system, spec, sleep=sleep, clock=clock)
-        store.save(_record("submitted", name, generation, digest, max_tries, at, system, job_id))
-        return Submission(job_id=job_id, name=name, since=at)
-
-
-def _record(
-    phase: Literal["intent", "submitted"],
-    name: str,
-    generation: int,
-    digest: str,
-    max_tries: int,
-    at: float,
-    system: str,
-    job_id: str | None,
-) -> Record:
-    return Record(
-        phase=phase,
-        name=name,
-        generation=generation,
-        fingerprint=digest,
-        max_tries=max_tries,
-        at=at,
-        system=system,
-        job_id=job_id,
-    )
+        store.save(replace(intent, phase="submitted", job_id=job_id))
+        return Submission(job_id=job_id, name=name, since=intent.at)
 
 
 def _known(client: Client, system: str, name: str, record: Record | None) -> Job | None:
@@ -231,7 +218,7 @@ def _known(client: Client, system: str, name: str, record: Record | None) -> Job
 
 
 def _by_name(client: Client, system: str, name: str, *, since: float | None = None) -> Job | None:
-    """The earliest job of a name; later ones are twins of two tries that ran side by side, and are cancelled."""
+    """The earliest job of a name; later ones come of two tries that ran side by side, and are cancelled."""
     window = jobs.window_for(time.time() - since) if since else "24h"
     found = client.send(jobs.listing(system, name=name, window=window))
     for twin in found[1:]:

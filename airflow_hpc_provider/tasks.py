@@ -1,4 +1,4 @@
-"""What operators and sensors share: the connection, the retry policy, and the wait in a worker or a trigger."""
+"""What operators and sensors share: the connection, the retry policy, and the wait."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class HpcTask(BaseOperator):
     :param system: name of the system; None for the connection's
     """
 
-    def __init__(self, *, hpc_conn_id: str = HpcHook.default_conn_name, system: str | None = None, **kwargs: Any):
+    def __init__(
+        self, *, hpc_conn_id: str = HpcHook.default_conn_name, system: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.hpc_conn_id = hpc_conn_id
         self.system = system
@@ -84,7 +86,7 @@ class HpcTask(BaseOperator):
 
 
 def deadline(context: Any, limit: timedelta | None) -> float | None:
-    """Epoch seconds at which a task's ``execution_timeout`` ends, which Airflow does not enforce while deferred.
+    """Epoch seconds at which ``execution_timeout`` ends, which Airflow does not enforce while deferred.
 
     :param context: the task's context
     :param limit: its time limit, or None

@@ -93,7 +93,7 @@ class Verdict:
 
 @dataclass(kw_only=True)
 class Watch(Generic[T]):
-    """Looks at one thing until there is a verdict. Arguments are plain JSON, so that a trigger can carry them.
+    """Looks at one thing until there is a verdict. Arguments are plain JSON: a trigger carries them.
 
     :param system: name of the system
     :param since: epoch seconds at which the wait began; of a job, when it was submitted
@@ -246,7 +246,9 @@ class JobWatch(Watch[Job]):
         if isinstance(error, NotFoundError) and "job" in error.message.lower():
             if now - self.since < _VISIBLE_WITHIN:
                 return self._late(now)
-            text = f"{self.describe()} is not known to the gateway. {error} Look at the scheduler's accounting for it."
+            text = (
+                f"{self.describe()} is not known to the gateway. {error} Look for it in Slurm's accounting."
+            )
             return Verdict(Outcome.LOST, text, transient=False)
         return super().missed(error, now)
 
@@ -335,7 +337,7 @@ class FileWatch(Watch[dict[str, tuple[int, int | str]]]):
 class SystemWatch(Watch[tuple[System, ...]]):
     """Until a system is healthy.
 
-    :param services: kinds of service that must be: ``scheduler``, ``filesystem``, ``ssh``, ``s3``; empty for all
+    :param services: kinds of service that must be healthy (``scheduler``, ``ssh``, …); empty for all
     """
 
     kind: ClassVar[str] = "system"
@@ -354,7 +356,11 @@ class SystemWatch(Watch[tuple[System, ...]]):
             names = ", ".join(system.name for system in seen) or "none"
             text = f"There is no system {self.system} on this gateway; it has: {names}."
             return Verdict(Outcome.FAILED, text, transient=False)
-        ill = [f"{item.kind}: {item.message or 'no reason given'}" for item in found.unhealthy if self._counts(item.kind)]
+        ill = [
+            f"{item.kind}: {item.message or 'no reason given'}"
+            for item in found.unhealthy
+            if self._counts(item.kind)
+        ]
         self._noted(ill, now)
         if ill:
             return None

@@ -1,4 +1,4 @@
-"""Total energy of a crystal: wait for a structure, compute it with Quantum ESPRESSO, keep a table of energies.
+"""Total energy of a crystal: wait for a structure, run Quantum ESPRESSO on it, keep a table of energies.
 
 Waits for an input file of ``pw.x``, stages it and its pseudopotential in, runs it as a Slurm job, stages the
 output and the XML out, appends the total energy to a table and removes the structure. ``pw.x`` must be on the

@@ -1,7 +1,8 @@
 """Quick start: a hyper-parameter sweep as a Slurm job array.
 
 Stages a data set and a training script in, trains nine models as one job array, stages the metrics out,
-chooses the best model, fetches it, and draws the sweep. Run it as it is: ``uv run dags_examples/train_model.py``.
+chooses the best model, fetches it, and draws the sweep. Run it as it is:
+``uv run dags_examples/train_model.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ with DAG(
     schedule=None,
     catchup=False,
     tags=["hpc", "example"],
-    params={"results": Param(RESULTS, type="string", description="Local directory for data, metrics and plot")},
+    params={
+        "results": Param(RESULTS, type="string", description="Local directory for data, metrics and plot")
+    },
     doc_md=__doc__,
 ) as dag:
 
@@ -77,7 +80,9 @@ with DAG(
                 run["losses"],
                 label=f"rate {run['rate']}, penalty {run['penalty']}",
             )
-        axes.set(xlabel="epoch", ylabel="log-loss on held-out data", yscale="log", title="Sweep as a job array")
+        axes.set(
+            xlabel="epoch", ylabel="log-loss on held-out data", yscale="log", title="Sweep as a job array"
+        )
         axes.legend(fontsize="small", ncols=2)
         path = Path(results) / "sweep.png"
         figure.savefig(path, dpi=120)

@@ -106,9 +106,7 @@ class UnreachableError(HpcError):
 class BadAnswerError(HpcError):
     """An answer that FirecREST does not give: HTML, broken JSON, a redirect, missing fields."""
 
-    def __init__(
-        self, doing: str, problem: str, *, ambiguous: bool = True, transient: bool = True
-    ) -> None:
+    def __init__(self, doing: str, problem: str, *, ambiguous: bool = True, transient: bool = True) -> None:
         super().__init__(
             f"Could not {doing}: {redact(problem)} "
             "Is the connection's host the URL of a FirecREST v2 gateway?"
@@ -176,8 +174,8 @@ class UnauthorizedError(ApiError):
     """401: the token is refused, also after a fresh one was fetched."""
 
     advice = (
-        "The gateway does not take this token: check that the connection's token_url and scope belong to this "
-        "gateway, or that its access_token has not expired."
+        "The gateway does not take this token: check that the connection's token_url and scope belong to "
+        "this gateway, or that its access_token has not expired."
     )
 
 

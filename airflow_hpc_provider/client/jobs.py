@@ -150,7 +150,8 @@ class Job:
             "start": self.start.isoformat() if self.start else None,
             "end": self.end.isoformat() if self.end else None,
             "elements": [
-                {item.name: getattr(element, item.name) for item in fields(element)} | {"state": element.state.value}
+                {item.name: getattr(element, item.name) for item in fields(element)}
+                | {"state": element.state.value}
                 for element in self.elements
             ],
         }
@@ -195,12 +196,14 @@ def check_job_id(value: object, field_name: str = "job_id") -> str:
         value = value.get("job_id")
     if value is None or value == "":
         raise InvalidInputError(
-            field_name, "there is no job id; if it comes from another task, that task did not run or returned nothing."
+            field_name,
+            "there is no job id; if it comes from another task, that task did not run or returned nothing.",
         )
     text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if re.fullmatch(r"[0-9]+_[0-9]+", text):
         raise InvalidInputError(
-            field_name, f"{text!r} is one element of an array; the gateway takes the id of the whole array only."
+            field_name,
+            f"{text!r} is one element of an array; the gateway takes the id of the whole array only.",
         )
     if not re.fullmatch(r"[0-9][0-9A-Za-z]*", text):
         raise InvalidInputError(field_name, f"{value!r} is no job id.")
@@ -273,7 +276,12 @@ def listing(
     Endpoint: ``GET /compute/{system}/jobs``.
     """
     doing = f"list jobs named {name}" if name else "list jobs"
-    given = {"name": name, "account": account, "time_window": window, "allusers": "true" if all_users else None}
+    given = {
+        "name": name,
+        "account": account,
+        "time_window": window,
+        "allusers": "true" if all_users else None,
+    }
 
     def build(body: JSONObject) -> tuple[Job, ...]:
         groups: dict[str, list[JSONObject]] = {}
@@ -442,7 +450,7 @@ def _elements(records: list[JSONObject]) -> dict[int, Element]:
 def _rest(spec: str) -> list[int]:
     """Indices of ``12_[1,3-9%2]``; Slurm cuts long ones off with dots, and then they stay unknown."""
     try:
-        return array_indices(spec.split("%")[0])
+        return array_indices(spec.split("%", maxsplit=1)[0])
     except InvalidInputError:
         return []
 
@@ -461,7 +469,9 @@ def _completeness(record: JSONObject) -> int:
 
 
 def _number(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _NO_NUMBER else None
+    return (
+        value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _NO_NUMBER else None
+    )
 
 
 def _word(value: Any) -> str | None:

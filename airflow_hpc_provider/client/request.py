@@ -1,4 +1,4 @@
-"""``JobRequest``: what a user asks for, checked as a whole and made into a ``JobSpec`` before anything is sent."""
+"""``JobRequest``: what a user asks for, checked and made into a ``JobSpec`` before anything is sent."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class JobRequest:
         variables = check_env(env or {})
         if variables and (text is None or not exports_env(text)):
             _refuse_cut_values(variables)
-        path = None if script_path is None else remote_path(script_path, "script_path")
+        path = None if script_path is None else remote_path(script_path, "script_path", unquoted=True)
         where = None if not working_directory else remote_path(working_directory, "working_directory")
         return cls(
             script=text,
@@ -155,7 +155,7 @@ class JobRequest:
         )
 
     def _check_rest_mode(self) -> None:
-        """REST mode drops every directive without a word: an array would run once, a time limit not at all."""
+        """REST mode drops directives without a word: an array would run once, a time limit not at all."""
         dropped = [f"--{name}" for name in self.options if name not in SCHEDULER_FIELDS]
         if self.script is not None:
             dropped += [f"--{name}" for name, _, _ in script_directives(self.script) if name not in _LIFTED]
@@ -163,7 +163,7 @@ class JobRequest:
             raise InvalidInputError(
                 "sbatch_options",
                 f"this system is in REST mode and would ignore {', '.join(dict.fromkeys(dropped))}; "
-                f"only {', '.join(sorted(SCHEDULER_FIELDS))}, job name, working directory, stdout and stderr work.",
+                f"only {', '.join(sorted(SCHEDULER_FIELDS))}, job name, working directory, stdout, stderr work.",
             )
         if self.script_path is not None and self.options.keys() - set(SCHEDULER_FIELDS):
             raise InvalidInputError("sbatch_options", "with script_path, options belong into the script.")
@@ -224,7 +224,7 @@ def _refuse_cut_values(env: Mapping[str, str]) -> None:
         if not plain_env_value(value):
             raise InvalidInputError(
                 f"env[{name!r}]",
-                "this value cannot be passed to a script that is on the system or not a shell script: commas, "
+                "this value cannot be passed to a script that is on the system or no shell script: commas, "
                 "quotes, newlines and empty values are lost there. Wrap the program in a shell script.",
             )
 

@@ -1,4 +1,4 @@
-"""Moving a file between this machine and a system: directly if it is small, else staged through S3 and verified."""
+"""Moving a file to or from a system: directly if it is small, else staged through S3; verified."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TypeVar
-from xml.etree import ElementTree
+from typing import IO, Self, TypeVar
+from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
 import httpx
@@ -82,7 +82,7 @@ class Storage:
         self._policy = policy or RetryPolicy()
         self._sleep = sleep
 
-    def __enter__(self) -> Storage:
+    def __enter__(self) -> Self:
         """Open the connection pool."""
         self._http = httpx.Client(timeout=httpx.Timeout(self._timeout, connect=10.0))
         return self
@@ -125,8 +125,8 @@ class Storage:
             answer = self._http.post(url, content=body, headers={"Content-Type": "application/xml"})
             _check(answer, "join the parts")
             # S3 may answer 200 and put the failure into the body.
-            with contextlib.suppress(ElementTree.ParseError):
-                if _local(ElementTree.fromstring(answer.content or b"<ok/>").tag) == "Error":  # noqa: S314
+            with contextlib.suppress(ET.ParseError):
+                if _local(ET.fromstring(answer.content or b"<ok/>").tag) == "Error":  # noqa: S314
                     raise TransferError(f"Could not join the parts: {_s3_message(answer)}.")
 
         self._persist(send, "join the parts")
@@ -202,7 +202,9 @@ def upload_file(
         client.send(files.upload(system.name, directory or "/", name, content))
         staged = False
     else:
-        _needs_staging(system, source.name, size, "uploads", system.max_direct_bytes, account)
+        _needs_staging(
+            system, source.name, size, what="uploads", limit=system.max_direct_bytes, account=account
+        )
         _check_target(client, system, target, directory or "/")
         digest = _stage_in(client, system, source, target, size, wait=wait, account=account)
         staged = True
@@ -249,7 +251,14 @@ def download_file(
                 _compare_size(system, source, stat.size, len(content))
                 digest = hashlib.sha256(content).hexdigest()
                 return Moved(path=source, size=len(content), sha256=digest, staged=False, verified="size")
-        _needs_staging(system, source, stat.size, "downloads", system.max_direct_download_bytes, account)
+        _needs_staging(
+            system,
+            source,
+            stat.size,
+            what="downloads",
+            limit=system.max_direct_download_bytes,
+            account=account,
+        )
         digest = _stage_out(client, system, source, temporary, wait=wait, account=account)
         size = temporary.tell()
         verified = _verify(client, system, source, size, digest, checksum=True)
@@ -261,7 +270,9 @@ def _stage_in(
 ) -> str:
     """Put the parts, join them, and wait for the job that fetches the whole."""
     plan = client.send(transfers.start_upload(system.name, target, size, account=account))
-    log.info("Staging %s in: %d bytes in %d parts, job %s.", target, size, len(plan.part_urls), plan.job.job_id)
+    log.info(
+        "Staging %s in: %d bytes in %d parts, job %s.", target, size, len(plan.part_urls), plan.job.job_id
+    )
     with _abandoned_job_is_cancelled(client, plan.job):
         digest = hashlib.sha256()
         tags: list[str] = []
@@ -347,22 +358,27 @@ def _check_target(client: Client, system: System, target: str, directory: str) -
         return
     if there.is_directory:
         raise InvalidInputError(
-            "remote_path", f"{target} on system {system.name} is a directory; give the path of the file to make."
+            "remote_path",
+            f"{target} on system {system.name} is a directory; give the path of the file to make.",
         )
 
 
-def _needs_staging(
-    system: System, name: str, size: int, what: str, limit: int, account: str | None
-) -> None:
+def _needs_staging(system: System, name: str, size: int, what: str, limit: int, account: str | None) -> None:
     """Refuse what the system cannot stage, before a job is started for it."""
     if system.transfer_method != "s3":
-        how = f"stages by {system.transfer_method}, which is not supported" if system.transfer_method else "has no staging"
+        how = (
+            f"stages by {system.transfer_method}, which is not supported"
+            if system.transfer_method
+            else "has no staging"
+        )
         raise InvalidInputError(
-            "remote_path", f"{name} has {size} bytes; system {system.name} {how}, so {what} end at {limit} bytes."
+            "remote_path",
+            f"{name} has {size} bytes; system {system.name} {how}, so {what} end at {limit} bytes.",
         )
     if system.needs_account and not account:
         raise InvalidInputError(
-            "account", f"system {system.name} charges staged transfers to an account; name one here or in the connection."
+            "account",
+            f"system {system.name} charges staged transfers to an account; name one, or in the connection.",
         )
 
 
@@ -412,7 +428,8 @@ def _check(answer: httpx.Response, what: str) -> None:
     status = answer.status_code
     passing = status in (408, 429) or status >= 500
     raise TransferError(
-        f"Could not {what}: the storage on {answer.request.url.host} answered HTTP {status}: {_s3_message(answer)}.",
+        f"Could not {what}: the storage on {answer.request.url.host} answered HTTP {status}: "
+        f"{_s3_message(answer)}.",
         transient=passing,
     )
 
@@ -420,8 +437,8 @@ def _check(answer: httpx.Response, what: str) -> None:
 def _s3_message(answer: httpx.Response) -> str:
     """Code and message of S3's error document."""
     try:
-        document = ElementTree.fromstring(answer.content)  # noqa: S314  two words are read from it
-    except ElementTree.ParseError:
+        document = ET.fromstring(answer.content)  # noqa: S314  two words are read from it
+    except ET.ParseError:
         return re.sub(r"\s+", " ", answer.text)[:200] or answer.reason_phrase
     said = {_local(item.tag): item.text or "" for item in document}
     return ": ".join(word for word in (said.get("Code"), said.get("Message")) if word)

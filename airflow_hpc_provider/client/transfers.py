@@ -80,7 +80,7 @@ def start_upload(system: str, target: str, size: int, *, account: str | None = N
     """Ask for a staged upload; starts a job that waits for the data.
 
     :param target: absolute path of the file to make
-    :param size: bytes it will have, at least 1: for an empty file the gateway gives no part and waits for ever
+    :param size: bytes it will have, at least 1: for an empty file the gateway waits for ever
     :param account: account to charge; some systems demand one
 
     Endpoint: ``POST /filesystem/{system}/transfer/upload``.
@@ -160,7 +160,7 @@ def compress(
 ) -> Call[TransferJob]:
     """Make an archive, by a job. Endpoint: ``POST /filesystem/{system}/transfer/compress``."""
     body = {
-        "path": _path(source),
+        "path": remote_path(source, "remote_path", unquoted=pattern is not None),
         "targetPath": _path(target),
         "matchPattern": file_name(pattern, "pattern") if pattern else None,
         "dereference": dereference,
@@ -232,5 +232,7 @@ def _job(body: JSONObject) -> TransferJob:
 def _s3(doing: str, body: JSONObject) -> JSONObject:
     directives: JSONObject = body["transferDirectives"]
     if directives.get("transferMethod") != "s3":
-        raise BadAnswerError(doing, f"the gateway chose the transfer method {directives.get('transferMethod')!r}.")
+        raise BadAnswerError(
+            doing, f"the gateway chose the transfer method {directives.get('transferMethod')!r}."
+        )
     return directives

@@ -25,8 +25,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, help="folder of the file systems (default: a temporary one)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--storage-port", type=int, default=0, help="port of the staging storage (default: any)")
-    parser.add_argument("--public-host", help="host name under which clients reach the gateway and its storage")
+    parser.add_argument(
+        "--storage-port", type=int, default=0, help="port of the staging storage (default: any)"
+    )
+    parser.add_argument(
+        "--public-host", help="host name under which clients reach the gateway and its storage"
+    )
     parser.add_argument("--system", default="embedded", help="name of the system")
     parser.add_argument("--scheduler", choices=["auto", "local", "slurm"], default="auto")
     parser.add_argument("--connection-mode", choices=["ssh", "rest"], default="ssh")

@@ -50,9 +50,7 @@ def _remote_script(path: str) -> str:
             return file.read()
     except OSError:
         text = f"sbatch: error: Unable to open file {path}\n"
-        raise GatewayError(
-            500, f"Unexpected Slurm command response. exit_status:1 std_err:{text}"
-        ) from None
+        raise GatewayError(500, f"Unexpected Slurm command response. exit_status:1 std_err:{text}") from None
 
 
 def _environment(job: Fields, *, rest: bool) -> dict[str, str]:

@@ -207,7 +207,9 @@ def _unrecognized(error: getopt.GetoptError) -> SbatchError:
 
 
 def _job_options(found: Mapping[str, str]) -> JobOptions:
-    text = {key: found.get(key.replace("_", "-"), "") for key in ("account", "partition", "reservation", "mem")}
+    text = {
+        key: found.get(key.replace("_", "-"), "") for key in ("account", "partition", "reservation", "mem")
+    }
     dependencies, any_dependency = _dependencies(found.get("dependency", ""))
     return JobOptions(
         name=found.get("job-name", ""),
@@ -238,7 +240,7 @@ def _number(found: Mapping[str, str], key: str, default: int) -> int:
     # "--nodes=2-4" asks for at least two; one machine gives the least.
     match = re.match(r"\d+", found[key])
     if match is None or int(match.group()) < 1:
-        raise SbatchError(f"sbatch: error: Invalid numeric value \"{found[key]}\" for --{key}.\n")
+        raise SbatchError(f'sbatch: error: Invalid numeric value "{found[key]}" for --{key}.\n')
     return int(match.group())
 
 

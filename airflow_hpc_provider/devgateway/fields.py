@@ -19,7 +19,9 @@ def _snake(name: str) -> str:
 class Fields:
     """One JSON object, or the query string, read field by field; the first fault raises."""
 
-    def __init__(self, data: Mapping[str, Any], location: str = "body", parents: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, data: Mapping[str, Any], location: str = "body", parents: tuple[str, ...] = ()
+    ) -> None:
         self._data = data
         self._location = location
         self._parents = parents

@@ -147,7 +147,9 @@ class FileSystems:
             info = place.stat() if dereference else place.lstat()
         except OSError as error:
             raise failed("stat", error, said=f"cannot statx '{place}'") from error
-        numbers = {key: getattr(info, f"st_{key}") for key in ("mode", "ino", "dev", "nlink", "uid", "gid", "size")}
+        numbers = {
+            key: getattr(info, f"st_{key}") for key in ("mode", "ino", "dev", "nlink", "uid", "gid", "size")
+        }
         times = {key: int(getattr(info, f"st_{key}")) for key in ("atime", "ctime", "mtime")}
         return {**numbers, **times}
 
@@ -250,7 +252,9 @@ class FileSystems:
                 shutil.chown(place, group=group)
             return self.line(place)
         except LookupError as error:
-            text = f"Remote process failed with exit status:1 and error message:chown: invalid group: '{group}'"
+            text = (
+                f"Remote process failed with exit status:1 and error message:chown: invalid group: '{group}'"
+            )
             raise GatewayError(500, text) from error
         except OSError as error:
             raise failed("chown", error, said=f"changing ownership of '{place}'") from error
@@ -294,7 +298,9 @@ class FileSystems:
         if not os.path.lexists(place):
             text = f"tar: {place.name}: Cannot stat: No such file or directory"
             end = "tar: Exiting with failure status due to previous errors"
-            raise GatewayError(404, f"Remote process failed with exit status:2 and error message:{text}\n{end}")
+            raise GatewayError(
+                404, f"Remote process failed with exit status:2 and error message:{text}\n{end}"
+            )
         try:
             mode = cast("Literal['w']", f"w:{_TAR_MODE[compression]}")
             with tarfile.open(archive, mode, dereference=dereference) as tar:
@@ -303,7 +309,6 @@ class FileSystems:
             raise failed("tar", error, code=2, said=f"{archive}: Cannot open") from error
 
     def _add(self, tar: tarfile.TarFile, place: Path, dereference: bool, pattern: str | None) -> None:
-
 
         wanted = re.compile(pattern) if pattern else None
 
@@ -322,7 +327,9 @@ class FileSystems:
         if not folder.is_dir():
             text = f"tar: {folder}: Cannot open: No such file or directory"
             end = "tar: Error is not recoverable: exiting now"
-            raise GatewayError(404, f"Remote process failed with exit status:2 and error message:{text}\n{end}")
+            raise GatewayError(
+                404, f"Remote process failed with exit status:2 and error message:{text}\n{end}"
+            )
         try:
             with tarfile.open(archive) as tar:
                 tar.extractall(folder, filter="tar")

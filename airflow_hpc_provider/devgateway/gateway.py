@@ -68,7 +68,9 @@ class Gateway:
         client_secret: str | None = None,
     ) -> None:
         if not (is_loopback(host) or allow_remote):
-            raise ValueError(f"the embedded gateway serves this machine only, not {host!r} (see allow_remote)")
+            raise ValueError(
+                f"the embedded gateway serves this machine only, not {host!r} (see allow_remote)"
+            )
         self._temporary = tempfile.mkdtemp(prefix="devgateway-") if root is None else None
         self.root = Path(self._temporary or root or "").resolve()
         self.user = user or getpass.getuser()

@@ -2,7 +2,14 @@
 
 import re
 
-__all__ = ["OPERATIONS", "STORAGE_OPERATIONS", "TOKEN_PATH", "VERSION", "operation_of", "storage_operation_of"]
+__all__ = [
+    "OPERATIONS",
+    "STORAGE_OPERATIONS",
+    "TOKEN_PATH",
+    "VERSION",
+    "operation_of",
+    "storage_operation_of",
+]
 
 VERSION = "2.5.7"
 TOKEN_PATH = "/auth/realms/devgateway/protocol/openid-connect/token"  # noqa: S105 - a path, not a secret

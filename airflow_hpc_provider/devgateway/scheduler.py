@@ -274,7 +274,9 @@ class LocalScheduler:
         with self._lock:
             running = [element for element in self._named(job_id) if element.state == "RUNNING"]
             if not running:
-                text = f"srun: error: Unable to confirm allocation for job {job_id}: Invalid job id specified\n"
+                text = (
+                    f"srun: error: Unable to confirm allocation for job {job_id}: Invalid job id specified\n"
+                )
                 raise command_failed(text)
             env = self._environment(running[0])
             folder = running[0].job.submission.working_directory
@@ -493,7 +495,8 @@ class LocalScheduler:
     def _alone(self, job: _Job) -> bool:
         earlier = (other for other in self._live.values() if other.submitted < job.submitted)
         return not any(
-            self._name(other) == self._name(job) and any(e.active for e in other.elements) for other in earlier
+            self._name(other) == self._name(job) and any(e.active for e in other.elements)
+            for other in earlier
         )
 
     def _waits_for_twin(self, element: _Element) -> bool:
@@ -551,7 +554,9 @@ class LocalScheduler:
             element.exit_code = error.errno or 1
             self._end(element, "FAILED", batch=("FAILED", element.exit_code, 0))
             return
-        waiter = threading.Thread(target=self._wait, args=(element, element.process, element.run), daemon=True)
+        waiter = threading.Thread(
+            target=self._wait, args=(element, element.process, element.run), daemon=True
+        )
         self._waiters.add(waiter)
         waiter.start()
 
@@ -728,7 +733,9 @@ class LocalScheduler:
         if not shim.exists():
             folder.mkdir(exist_ok=True)
             with _spawning:
-                shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{_SRUN}" "$@"\n', encoding="utf-8")
+                shim.write_text(
+                    f'#!/bin/sh\nexec "{sys.executable}" -I -S "{_SRUN}" "$@"\n', encoding="utf-8"
+                )
                 shim.chmod(0o755)
         return folder
 
@@ -914,5 +921,3 @@ def _fill(pattern: str, values: dict[str, str]) -> str:
         width = min(int(digits or 0), 10)
         text += plain + (value.zfill(width) if key in values and value.isdigit() else value)
     return text + rest
-
-

@@ -55,7 +55,9 @@ def next_step(folder: str) -> int:
     number = 0
     while True:
         try:
-            os.close(os.open(os.path.join(folder, f"step.{number}"), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            os.close(
+                os.open(os.path.join(folder, f"step.{number}"), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            )
         except FileExistsError:
             number += 1
         else:

@@ -77,7 +77,9 @@ def egress(source: str, part_size: str, complete_url: str, *part_urls: str) -> i
     for number, tag in enumerate(tags, start=1):
         say(f"[INFO] Upload of part {number} succeded with ETag: {tag}|")
     say("[INFO] Signaling multipart upload completion")
-    listed = "".join(f"<Part><PartNumber>{n}</PartNumber><ETag>{t}</ETag></Part>" for n, t in enumerate(tags, 1))
+    listed = "".join(
+        f"<Part><PartNumber>{n}</PartNumber><ETag>{t}</ETag></Part>" for n, t in enumerate(tags, 1)
+    )
     body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
     if request("POST", complete_url, body, len(body)).status != 200:
         sys.stderr.write("[ERROR] Completion failed\n")

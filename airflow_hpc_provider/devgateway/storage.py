@@ -93,7 +93,9 @@ class Storage:
     def part_urls(self, upload_id: str, count: int) -> list[str]:
         upload = self._uploads[upload_id]
         return [
-            self._presign("PUT", upload.bucket, upload.key, {"uploadId": upload_id, "partNumber": str(number)})
+            self._presign(
+                "PUT", upload.bucket, upload.key, {"uploadId": upload_id, "partNumber": str(number)}
+            )
             for number in range(1, count + 1)
         ]
 
@@ -209,7 +211,9 @@ class Storage:
             text = "The list of parts was not in ascending order."
             raise StorageError(400, "InvalidPartOrder", text)
         if any(upload.parts.get(number) != etag for number, etag in listed):
-            text = "One or more of the specified parts could not be found. The part may not have been uploaded, "
+            text = (
+                "One or more of the specified parts could not be found. The part may not have been uploaded, "
+            )
             raise StorageError(400, "InvalidPart", text + "or its entity tag may not match.")
         stored = self._join(upload, [number for number, _ in listed])
         with self._lock:

@@ -104,7 +104,11 @@ class Tokens:
         headers = {"auth-token": token.strip()}
         try:
             claims = jwt.decode(
-                token.strip(), self._key, algorithms=["HS512"], audience="account", options={"verify_exp": False}
+                token.strip(),
+                self._key,
+                algorithms=["HS512"],
+                audience="account",
+                options={"verify_exp": False},
             )
             expires, issued = float(claims["exp"]), float(claims["iat"])
         except (jwt.InvalidTokenError, KeyError, ValueError):

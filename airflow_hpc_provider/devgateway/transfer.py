@@ -33,8 +33,9 @@ def upload(call: Call) -> Response:
     storage, limit = call.world.storage, call.system.max_part_size
     bucket, key = call.world.user.name, f"{uuid.uuid4()}/{Path(path).name}"
     upload_id = storage.create_upload(bucket, key)
-    head, get = _private(call, storage.object_url(bucket, key, method="HEAD")), _private(
-        call, storage.object_url(bucket, key)
+    head, get = (
+        _private(call, storage.object_url(bucket, key, method="HEAD")),
+        _private(call, storage.object_url(bucket, key)),
     )
     step = _python("ingress", str(call.system.files.locate(path)), head, get)
     job = _submit(call, "IngressFileTransfer", _ingress_script(step, call.world.ingress_poll), body)

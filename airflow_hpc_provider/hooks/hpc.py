@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.sdk.log import mask_secret
 
-from ..client.auth import AccessToken, ClientCredentials
-from ..client.errors import (
+from airflow_hpc_provider.client.auth import AccessToken, ClientCredentials
+from airflow_hpc_provider.client.errors import (
     AccessDeniedError,
     HpcError,
     InvalidInputError,
     UnauthorizedError,
 )
-from ..client.redact import redact
-from ..client.retry import RateBudget, RetryPolicy
-from ..client.session import AsyncClient, Client
-from ..client.systems import System
-from ..client.systems import listing as list_systems
-from ..client.systems import user_info
-from ..settings import Settings
+from airflow_hpc_provider.client.redact import redact
+from airflow_hpc_provider.client.retry import RateBudget, RetryPolicy
+from airflow_hpc_provider.client.session import AsyncClient, Client
+from airflow_hpc_provider.client.systems import System, user_info
+from airflow_hpc_provider.client.systems import listing as list_systems
+from airflow_hpc_provider.settings import Settings
 
 if TYPE_CHECKING:
     import httpx
@@ -90,7 +89,8 @@ class HpcHook(BaseHook):
             known = ", ".join(item.name for item in client.send(list_systems())) or "none"
         raise InvalidInputError(
             "system",
-            f"no system is given, neither to the task nor in connection {self.hpc_conn_id}; the gateway has: {known}.",
+            f"no system is given, neither to the task nor in connection {self.hpc_conn_id}; "
+            f"the gateway has: {known}.",
         )
 
     def system(self, client: Client, system: str | None = None) -> System:
@@ -121,7 +121,8 @@ class HpcHook(BaseHook):
         base = system.default_directory
         if base is None:
             raise InvalidInputError(
-                "working_dir", f"connection {self.hpc_conn_id} has none and system {system.name} has no default."
+                "working_dir",
+                f"connection {self.hpc_conn_id} has none and system {system.name} has no default.",
             )
         return f"{base.rstrip('/')}/{client.send(user_info(system.name)).name}"
 

@@ -8,16 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..client import files
-from ..client.calls import JSONObject
-from ..client.errors import InvalidInputError, TransferError, WatchError
-from ..client.jobs import Job, check_job_id
-from ..client.paths import file_name, remote_path
-from ..client.session import Client
-from ..client.staging import Moved, Wait, download_file, upload_file
-from ..client.systems import System
-from ..tasks import HpcTask
-from ..watch import JobWatch, Outcome
+from airflow_hpc_provider.client import files
+from airflow_hpc_provider.client.calls import JSONObject
+from airflow_hpc_provider.client.errors import InvalidInputError, TransferError, WatchError
+from airflow_hpc_provider.client.jobs import Job, check_job_id
+from airflow_hpc_provider.client.paths import file_name, remote_path
+from airflow_hpc_provider.client.session import Client
+from airflow_hpc_provider.client.staging import Moved, Wait, download_file, upload_file
+from airflow_hpc_provider.client.systems import System
+from airflow_hpc_provider.tasks import HpcTask
+from airflow_hpc_provider.watch import JobWatch, Outcome
 
 __all__ = ["HpcDownloadOperator", "HpcUploadOperator"]
 
@@ -114,7 +114,9 @@ class HpcUploadOperator(_TransferOperator):
                 for source in sources
             ]
             if self.make_parents:
-                client.send(files.make_directory(system.name, target if into else _parent(target), parents=True))
+                client.send(
+                    files.make_directory(system.name, target if into else _parent(target), parents=True)
+                )
             account = self.account or hook.settings.account
             self._moving = True
             try:
@@ -184,7 +186,9 @@ class HpcDownloadOperator(_TransferOperator):
             base = job["working_directory"] if job else None
             sources = [
                 remote_path(
-                    hook.resolve_path(client, system, path.replace("{job_id}", job["job_id"] if job else "{job_id}")),
+                    hook.resolve_path(
+                        client, system, path.replace("{job_id}", job["job_id"] if job else "{job_id}")
+                    ),
                     "remote_path",
                     base=base,
                 )
@@ -213,7 +217,9 @@ def _local_file(path: str | Path) -> Path:
     if not str(path) or not local.exists():
         raise InvalidInputError("local_path", f"{str(path)!r} does not exist on this worker.")
     if not local.is_file():
-        raise InvalidInputError("local_path", f"{str(path)!r} is no file; give files, or an archive of the directory.")
+        raise InvalidInputError(
+            "local_path", f"{str(path)!r} is no file; give files, or an archive of the directory."
+        )
     return local
 
 
@@ -234,11 +240,14 @@ def _job_output(job: Any, path: Any) -> Mapping[str, Any] | None:
     """The output of a submit task, checked; a job id alone does not tell where the job ran."""
     if job is None:
         if "{job_id}" in str(path):
-            raise InvalidInputError("job", "remote_path holds {job_id}, so the job must be given: job=submit.output.")
+            raise InvalidInputError(
+                "job", "remote_path holds {job_id}, so the job must be given: job=submit.output."
+            )
         return None
     job_id = check_job_id(job, "job")
     if not isinstance(job, Mapping) or not job.get("working_directory"):
         raise InvalidInputError(
-            "job", f"{job!r} is not the output of HpcSubmitJobOperator; give job=submit.output, or absolute paths."
+            "job",
+            f"{job!r} is not the output of HpcSubmitJobOperator; give job=submit.output, or absolute paths.",
         )
     return {**job, "job_id": job_id}

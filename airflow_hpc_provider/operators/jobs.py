@@ -12,18 +12,25 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowTaskTimeout
 from jinja2 import TemplateNotFound
 
-from ..client import files, jobs
-from ..client.calls import JSONObject
-from ..client.errors import HpcError, InvalidInputError, JobFailedError, JobLostError, NotFoundError, WatchError
-from ..client.jobs import Job, JobSpec
-from ..client.request import JobRequest, result_of
-from ..client.session import Client
-from ..client.states import JobState, advice
-from ..hooks.hpc import HpcHook
-from ..submission import Identity, Store, Submission, submit_once
-from ..tasks import HpcTask, carried, deadline, default_deferrable
-from ..triggers.jobs import HpcJobTrigger
-from ..watch import JobWatch, Outcome, Verdict
+from airflow_hpc_provider.client import files, jobs
+from airflow_hpc_provider.client.calls import JSONObject
+from airflow_hpc_provider.client.errors import (
+    HpcError,
+    InvalidInputError,
+    JobFailedError,
+    JobLostError,
+    NotFoundError,
+    WatchError,
+)
+from airflow_hpc_provider.client.jobs import Job, JobSpec
+from airflow_hpc_provider.client.request import JobRequest, result_of
+from airflow_hpc_provider.client.session import Client
+from airflow_hpc_provider.client.states import JobState, advice
+from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.submission import Identity, Store, Submission, submit_once
+from airflow_hpc_provider.tasks import HpcTask, carried, deadline, default_deferrable
+from airflow_hpc_provider.triggers.jobs import HpcJobTrigger
+from airflow_hpc_provider.watch import JobWatch, Outcome, Verdict
 
 __all__ = ["HpcCancelJobOperator", "HpcSubmitJobOperator"]
 
@@ -134,7 +141,9 @@ class HpcSubmitJobOperator(HpcTask):
         finally:
             self.template_fields = fields
 
-    def render_template(self, content: Any, context: Any, jinja_env: Any = None, seen_oids: Any = None) -> Any:
+    def render_template(
+        self, content: Any, context: Any, jinja_env: Any = None, seen_oids: Any = None
+    ) -> Any:
         """Render a value; a name that ends in ``.sh`` is a file only if it is the script's."""
         if not (isinstance(content, str) and content.endswith(tuple(self.template_ext))):
             return super().render_template(content, context, jinja_env, seen_oids)
@@ -164,7 +173,9 @@ class HpcSubmitJobOperator(HpcTask):
             self._job = (system.name, submission.job_id)
             since = datetime.fromtimestamp(submission.since, tz=UTC).isoformat()
             carry = {
-                "spec": {key: getattr(spec, key) for key in ("name", "working_directory", "stdout", "stderr")},
+                "spec": {
+                    key: getattr(spec, key) for key in ("name", "working_directory", "stdout", "stderr")
+                },
                 "since": since,
                 "array": request.array,
             }
@@ -226,7 +237,10 @@ class HpcSubmitJobOperator(HpcTask):
         made: set[str] = set()
 
         def prepare(spec: JobSpec) -> None:
-            for path in (spec.working_directory, *(p.rpartition("/")[0] for p in (spec.stdout, spec.stderr) if p)):
+            for path in (
+                spec.working_directory,
+                *(p.rpartition("/")[0] for p in (spec.stdout, spec.stderr) if p),
+            ):
                 if path and path not in made and "%" not in path:
                     made.add(path)
                     client.send(files.make_directory(system, path, parents=True))
@@ -237,7 +251,9 @@ class HpcSubmitJobOperator(HpcTask):
             spec_for,
             prepare=prepare,
             base_name=request.job_name or self.task_id,
-            identity=Identity(ti.dag_id, ti.run_id, ti.task_id, ti.map_index if ti.map_index is not None else -1),
+            identity=Identity(
+                ti.dag_id, ti.run_id, ti.task_id, ti.map_index if ti.map_index is not None else -1
+            ),
             store=Store(context.get("task_state_store")),
             max_tries=ti.max_tries,
         )
@@ -288,7 +304,7 @@ class HpcSubmitJobOperator(HpcTask):
         )
         if "running" in states.get(ti.run_id, {}).values():
             raise WatchError(
-                f"This worker was told to end while job {job_id} on system {system} goes on; a retry finds it again."
+                f"This worker was told to end; job {job_id} on system {system} goes on, and a retry finds it again."
             )
         self._cancel(client, system, job_id)
         raise WatchError(f"The task was ended by a user; job {job_id} on system {system} is cancelled.")
@@ -316,7 +332,9 @@ class HpcSubmitJobOperator(HpcTask):
         if verdict.outcome is Outcome.LOST:
             raise JobLostError(verdict.message)
         if verdict.outcome is not Outcome.DONE:
-            raise WatchError(f"{verdict.message} The job goes on; a retry finds it again.", transient=verdict.transient)
+            raise WatchError(
+                f"{verdict.message} The job goes on; a retry finds it again.", transient=verdict.transient
+            )
         job = Job.from_json(verdict.data)
         result = self._result(job, system, carry)
         self.log.info(
@@ -339,7 +357,7 @@ class HpcCancelJobOperator(HpcTask):
 
     :param job: id of the job, or the output of the task that submitted it
     :param hpc_conn_id: id of a connection of type ``firecrest``
-    :param system: name of the system. Default: that of ``job`` if it is a task's output, else the connection's
+    :param system: name of the system. Default: that of ``job`` if it is an output, else the connection's
     :return: True if the job was cancelled, False if it was over already
     """
 
@@ -411,5 +429,3 @@ def _failure(job: Job, system: str, result: JSONObject, errors: str) -> str:
         text += f" {hint}"
     where = _telling_element(result)["stderr"] if "elements" in result else result["stderr"]
     return f"{text}\nEnd of {where}:\n{errors}" if errors else f"{text}\nNothing was written to {where}."
-
-

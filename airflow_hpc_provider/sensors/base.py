@@ -9,12 +9,12 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
 
-from ..client.errors import HpcError, JobLostError, WatchError
-from ..client.session import Client
-from ..hooks.hpc import HpcHook
-from ..tasks import HpcTask, carried, default_deferrable
-from ..triggers.base import HpcTrigger
-from ..watch import Outcome, Verdict, Watch
+from airflow_hpc_provider.client.errors import HpcError, JobLostError, WatchError
+from airflow_hpc_provider.client.session import Client
+from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.tasks import HpcTask, carried, default_deferrable
+from airflow_hpc_provider.triggers.base import HpcTrigger
+from airflow_hpc_provider.watch import Outcome, Verdict, Watch
 
 __all__ = ["HpcSensor"]
 
@@ -56,10 +56,10 @@ class HpcSensor(HpcTask, BaseSensorOperator):
             watch = self._made(client)
             watch.deadline = time.time() + self.timeout
             verdict = self._look(client, watch)
-        if verdict:
+        if verdict is not None:
             return self._end(verdict)
         trigger = self.trigger_type(hpc_conn_id=self.hpc_conn_id, **asdict(watch))
-        self.defer_to(trigger, until=watch.deadline)
+        return self.defer_to(trigger, until=watch.deadline)
 
     def execute_complete(self, context: Any, event: Any) -> Any:
         """Take up the task after the trigger's verdict."""
@@ -75,7 +75,9 @@ class HpcSensor(HpcTask, BaseSensorOperator):
             while verdict is None and self.reschedule and watch.pending:
                 time.sleep(watch.delay(time.time()))
                 verdict = self._look(client, watch)
-        return PokeReturnValue(is_done=verdict is not None, xcom_value=self._end(verdict) if verdict else None)
+        return PokeReturnValue(
+            is_done=verdict is not None, xcom_value=self._end(verdict) if verdict else None
+        )
 
     def _made(self, client: Client) -> Watch[Any]:
         return self.watch_for(client, self.hook, since=time.time(), poll_interval=self.poke_interval)
@@ -101,5 +103,3 @@ class HpcSensor(HpcTask, BaseSensorOperator):
         if verdict.outcome is Outcome.LOST:
             raise JobLostError(verdict.message)
         raise WatchError(verdict.message, transient=verdict.transient)
-
-

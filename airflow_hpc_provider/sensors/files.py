@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..client.calls import JSONObject
-from ..client.errors import InvalidInputError
-from ..client.paths import file_name, remote_path
-from ..client.session import Client
-from ..hooks.hpc import HpcHook
-from ..triggers.files import HpcFileTrigger
-from ..watch import FileWatch, Verdict
+from airflow_hpc_provider.client.calls import JSONObject
+from airflow_hpc_provider.client.errors import InvalidInputError
+from airflow_hpc_provider.client.paths import file_name, remote_path
+from airflow_hpc_provider.client.session import Client
+from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.triggers.files import HpcFileTrigger
+from airflow_hpc_provider.watch import FileWatch, Verdict
+
 from .base import HpcSensor
 
 __all__ = ["HpcFileSensor"]
@@ -35,7 +36,9 @@ class HpcFileSensor(HpcSensor):
     template_fields: Sequence[str] = ("path", "glob", "system", "hpc_conn_id")
     trigger_type = HpcFileTrigger
 
-    def __init__(self, *, path: str, glob: str | None = None, stable_for: float = 10.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *, path: str, glob: str | None = None, stable_for: float = 10.0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.path = path
         self.glob = glob

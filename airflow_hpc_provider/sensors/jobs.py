@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..client.calls import JSONObject
-from ..client.errors import InvalidInputError, JobFailedError
-from ..client.jobs import Job, check_job_id
-from ..client.session import Client
-from ..client.states import JobState, advice
-from ..hooks.hpc import HpcHook
-from ..triggers.jobs import HpcJobTrigger
-from ..watch import JobWatch, Verdict
+from airflow_hpc_provider.client.calls import JSONObject
+from airflow_hpc_provider.client.errors import InvalidInputError, JobFailedError
+from airflow_hpc_provider.client.jobs import Job, check_job_id
+from airflow_hpc_provider.client.session import Client
+from airflow_hpc_provider.client.states import JobState, advice
+from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.triggers.jobs import HpcJobTrigger
+from airflow_hpc_provider.watch import JobWatch, Verdict
+
 from .base import HpcSensor
 
 __all__ = ["HpcJobSensor"]
@@ -29,7 +30,7 @@ class HpcJobSensor(HpcSensor):
     :param poke_interval: seconds between two looks; in the triggerer, at the most
     :param timeout: seconds after which the sensor gives up
     :param hpc_conn_id: id of a connection of type ``firecrest``
-    :param system: name of the system. Default: that of ``job`` if it is a task's output, else the connection's
+    :param system: name of the system. Default: that of ``job`` if it is an output, else the connection's
     :return: the job's record: id, state, reason, exit code, signal, nodes, start and end, and of an array its
         elements
     """
@@ -62,10 +63,12 @@ class HpcJobSensor(HpcSensor):
         job = Job.from_json(verdict.data)
         if job.state in {JobState.read(state) for state in self.expected_states}:
             return verdict.data
-        failed = f" Failed indices: {', '.join(map(str, job.failed_indices[:50]))}." if job.failed_indices else ""
+        failed = (
+            f" Failed indices: {', '.join(map(str, job.failed_indices[:50]))}." if job.failed_indices else ""
+        )
         hint = advice(job.state, job.reason)
         raise JobFailedError(
-            f"{verdict.message}{failed} Exit code {job.exit_code}, signal {job.signal}. {hint or ''}".rstrip(),
+            f"{verdict.message}{failed} Exit code {job.exit_code}, signal {job.signal}. {hint or ''}".strip(),
             state=job.state.value,
             transient=job.state.infrastructure,
         )

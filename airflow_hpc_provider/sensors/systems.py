@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..client.errors import InvalidInputError
-from ..client.session import Client
-from ..hooks.hpc import HpcHook
-from ..triggers.systems import HpcSystemTrigger
-from ..watch import SystemWatch, Verdict
+from airflow_hpc_provider.client.errors import InvalidInputError
+from airflow_hpc_provider.client.session import Client
+from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.triggers.systems import HpcSystemTrigger
+from airflow_hpc_provider.watch import SystemWatch, Verdict
+
 from .base import HpcSensor
 
 __all__ = ["HpcSystemSensor"]

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from ..client.calls import JSONObject
-from ..client.errors import HpcError
-from ..client.retry import RetryPolicy
-from ..client.session import AsyncClient
-from ..hooks.hpc import HpcHook
-from ..watch import Outcome, Verdict, Watch, follow_async
+from airflow_hpc_provider.client.calls import JSONObject
+from airflow_hpc_provider.client.errors import HpcError
+from airflow_hpc_provider.client.retry import RetryPolicy
+from airflow_hpc_provider.client.session import AsyncClient
+from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.watch import Outcome, Verdict, Watch, follow_async
 
 __all__ = ["HpcTrigger"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..watch import FileWatch
+from airflow_hpc_provider.watch import FileWatch
+
 from .base import HpcTrigger
 
 __all__ = ["HpcFileTrigger"]

@@ -7,13 +7,14 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
-from ..client import jobs
-from ..client.calls import JSONObject
-from ..client.errors import HpcError
-from ..client.retry import RetryPolicy
-from ..client.session import AsyncClient
-from ..hooks.hpc import HpcHook
-from ..watch import JobWatch, Outcome, Verdict
+from airflow_hpc_provider.client import jobs
+from airflow_hpc_provider.client.calls import JSONObject
+from airflow_hpc_provider.client.errors import HpcError
+from airflow_hpc_provider.client.retry import RetryPolicy
+from airflow_hpc_provider.client.session import AsyncClient
+from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.watch import JobWatch, Outcome, Verdict
+
 from .base import HpcTrigger
 
 __all__ = ["HpcJobTrigger"]
@@ -59,7 +60,7 @@ class HpcJobTrigger(HpcTrigger):
         self.log.info("%s %s.", self.watch.describe(), "cancelled" if cancelled else "was over already")
 
     async def _still_deferred(self) -> bool:
-        """A triggerer that was slow has its triggers moved and then calls ``on_kill`` as for a user's kill."""
+        """A slow triggerer has its triggers moved, and then calls ``on_kill`` as for a user's kill."""
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415  slow to import
 
         ti = self.task_instance

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..watch import SystemWatch
+from airflow_hpc_provider.watch import SystemWatch
+
 from .base import HpcTrigger
 
 __all__ = ["HpcSystemTrigger"]

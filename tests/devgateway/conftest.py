@@ -75,7 +75,9 @@ class Api:
     def state(self, job_id: str) -> str:
         return self.jobs(job_id)[0]["status"]["state"]
 
-    def wait(self, job_id: str, until: Callable[[list[dict[str, Any]]], bool] | None = None) -> list[dict[str, Any]]:
+    def wait(
+        self, job_id: str, until: Callable[[list[dict[str, Any]]], bool] | None = None
+    ) -> list[dict[str, Any]]:
         wanted = until or over
         deadline = time.monotonic() + 20
         while not wanted(jobs := self.jobs(job_id)):

@@ -311,7 +311,9 @@ def document_entry(openapi, method, path, system):
     wanted = path.replace(f"/{system}/", "/{system_name}/").split("/")
     for template, operations in openapi["paths"].items():
         parts = template.split("/")
-        alike = len(parts) == len(wanted) and all(a == b or a == "{job_id}" for a, b in zip(parts, wanted, strict=True))
+        alike = len(parts) == len(wanted) and all(
+            a == b or a == "{job_id}" for a, b in zip(parts, wanted, strict=True)
+        )
         if alike and method.lower() in operations:
             return operations[method.lower()]
     raise AssertionError(f"{method} {path} is not in the document")
@@ -342,7 +344,9 @@ def tour(api, fs):
     yield api.post("filesystem/ops/compress", path=str(fs / "a"), targetPath=str(fs / "tour.tar.gz"))
     yield api.post("filesystem/ops/extract", path=str(fs / "tour.tar.gz"), targetPath=str(fs / "new"))
     yield api.delete("filesystem/ops/rm", path=str(fs / "tour-link"))
-    yield api.post("filesystem/transfer/mv", path=str(fs / "tour.tar.gz"), targetPath=str(fs / "moved.tar.gz"))
+    yield api.post(
+        "filesystem/transfer/mv", path=str(fs / "tour.tar.gz"), targetPath=str(fs / "moved.tar.gz")
+    )
     yield api.post("filesystem/transfer/cp", path=hello, targetPath=str(fs / "copy"))
     yield api.post("filesystem/transfer/compress", path=hello, targetPath=str(fs / "c.tar.gz"))
     yield api.post("filesystem/transfer/extract", path=str(fs / "c.tar.gz"), targetPath=str(fs))

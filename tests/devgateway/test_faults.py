@@ -122,10 +122,16 @@ def test_lagging_and_vanished_jobs(spoiled, faults):
 def test_the_token_endpoint_and_the_storage_have_faults_too(spoiled, faults):
     gateway = spoiled.gateway
     faults.respond(503, on="token")
-    form = {"grant_type": "client_credentials", "client_id": gateway.client_id, "client_secret": gateway.client_secret}
+    form = {
+        "grant_type": "client_credentials",
+        "client_id": gateway.client_id,
+        "client_secret": gateway.client_secret,
+    }
     assert [httpx.post(gateway.token_url, data=form).status_code for _ in range(2)] == [503, 200]
     directives = {"transferMethod": "s3", "fileSize": 1}
-    made = spoiled.post("filesystem/transfer/upload", path=str(gateway.home / "f"), transferDirectives=directives)
+    made = spoiled.post(
+        "filesystem/transfer/upload", path=str(gateway.home / "f"), transferDirectives=directives
+    )
     url = made.json()["transferDirectives"]["partsUploadUrls"][0]
     faults.respond(500, "<Error/>", on="put_part")
     faults.cut(on="put_part", reset=True)
@@ -150,7 +156,9 @@ def test_the_log_counts_and_keeps_no_secrets(spoiled):
     assert (gateway.requests.count(), gateway.requests.count("GET /status")) == (2, 1)
     assert "authorization" not in listed.headers
     directives = {"transferMethod": "s3", "fileSize": 1}
-    made = spoiled.post("filesystem/transfer/upload", path=str(gateway.home / "f"), transferDirectives=directives)
+    made = spoiled.post(
+        "filesystem/transfer/upload", path=str(gateway.home / "f"), transferDirectives=directives
+    )
     httpx.put(made.json()["transferDirectives"]["partsUploadUrls"][0], content=b"x")
     (put,) = gateway.requests.of("put_part")
     assert "partNumber=1" in put.query

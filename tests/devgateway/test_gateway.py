@@ -100,7 +100,9 @@ def test_it_imports_nothing_of_the_rest():
         "print([m for m in sys.modules if m.split('.')[0] == 'airflow' or m.startswith('airflow_hpc_provider.')"
         " and not m.startswith('airflow_hpc_provider.devgateway')])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder.parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder.parents[1]
+    )
     assert found.stdout == "[]\n"
 
 
@@ -115,7 +117,9 @@ def run_main(*arguments, **env):
 
 
 def test_the_command_serves_until_it_is_told_to_end(tmp_path):
-    with run_main("--root", str(tmp_path), "--scheduler", "local", "--write-env", str(tmp_path / "env")) as process:
+    with run_main(
+        "--root", str(tmp_path), "--scheduler", "local", "--write-env", str(tmp_path / "env")
+    ) as process:
         line = process.stdout.readline()
         assert line.startswith("export AIRFLOW_CONN_HPC_DEFAULT='{")
         url = json.loads(line.partition("=")[2].strip("'\n"))["host"]

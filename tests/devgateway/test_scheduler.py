@@ -77,10 +77,15 @@ def test_logs_go_where_the_patterns_say(api, gateway):
 
 def test_a_time_limit_ends_a_job_that_ignores_it(make_gateway, make_api):
     api = make_api(make_gateway(kill_wait=0.2))
-    job_id = api.submit("#!/bin/bash\n#SBATCH -t 0:01\ntrap 'echo asked' TERM\nwhile :; do sleep 0.05; done\n")
+    job_id = api.submit(
+        "#!/bin/bash\n#SBATCH -t 0:01\ntrap 'echo asked' TERM\nwhile :; do sleep 0.05; done\n"
+    )
     job = api.wait(job_id)[0]
     assert status(job) == ("TIMEOUT", 0, 0)
-    assert (job["tasks"][0]["status"]["state"], job["tasks"][0]["status"]["interruptSignal"]) == ("CANCELLED", 15)
+    assert (job["tasks"][0]["status"]["state"], job["tasks"][0]["status"]["interruptSignal"]) == (
+        "CANCELLED",
+        15,
+    )
     api.wait_until_idle()
     assert "asked\n" in output(api, job_id)
     assert "DUE TO TIME LIMIT" in output(api, job_id)
@@ -118,7 +123,9 @@ def test_arrays_run_at_most_so_many_at_a_time(api):
     def watch(jobs):
         nonlocal most
         most = max(most, sum(job["status"]["state"] == "RUNNING" for job in jobs if "_" in job["jobId"]))
-        return all("[" not in job["jobId"] and job["status"]["state"] in ("COMPLETED", "FAILED") for job in jobs)
+        return all(
+            "[" not in job["jobId"] and job["status"]["state"] in ("COMPLETED", "FAILED") for job in jobs
+        )
 
     jobs = api.wait(job_id, watch)
     assert most <= 2
@@ -133,7 +140,9 @@ def test_an_element_is_cancelled_by_its_raw_id(api):
     raw_id = next(job["jobId"] for job in jobs if "_" not in job["jobId"] and job["jobId"] != job_id)
     element = api.jobs(raw_id)[0]["jobId"]
     api.delete(f"compute/jobs/{raw_id}")
-    states = {job["jobId"]: job["status"]["state"].split()[0] for job in api.jobs(job_id) if "_" in job["jobId"]}
+    states = {
+        job["jobId"]: job["status"]["state"].split()[0] for job in api.jobs(job_id) if "_" in job["jobId"]
+    }
     assert states.pop(element) == "CANCELLED"
     assert list(states.values()) == ["RUNNING"]
     api.delete(f"compute/jobs/{job_id}")
@@ -188,7 +197,7 @@ def test_a_requeued_job_runs_again_under_its_id(make_gateway, make_api):
     gateway = make_gateway()
     gateway.scheduler.requeue_delay = 0.1
     api = make_api(gateway)
-    script = "#!/bin/sh\n#SBATCH --open-mode=append\necho run ${SLURM_RESTART_COUNT:-0}; [ -n \"$SLURM_RESTART_COUNT\" ] || sleep 30\n"
+    script = '#!/bin/sh\n#SBATCH --open-mode=append\necho run ${SLURM_RESTART_COUNT:-0}; [ -n "$SLURM_RESTART_COUNT" ] || sleep 30\n'
     job_id = api.submit(script)
     api.wait_for(job_id, "RUNNING")
     api.wait(job_id, lambda _: output(api, job_id) == "run 0\n")
@@ -273,9 +282,13 @@ class TestRestMode:
         assert (job["name"], job["status"]["exitCode"], job["partition"]) == ("allocation", 2, "normal")
 
     def test_the_environment_is_only_what_was_given(self, api):
-        job_id = api.submit("#!/usr/bin/env bash\nenv > env.txt\n", env={"A": "1,2", "PATH": "/usr/bin:/bin", "E": ""})
+        job_id = api.submit(
+            "#!/usr/bin/env bash\nenv > env.txt\n", env={"A": "1,2", "PATH": "/usr/bin:/bin", "E": ""}
+        )
         api.wait(job_id)
-        found = dict(line.partition("=")[::2] for line in (api.gateway.home / "env.txt").read_text().splitlines())
+        found = dict(
+            line.partition("=")[::2] for line in (api.gateway.home / "env.txt").read_text().splitlines()
+        )
         assert (found["A"], found.get("HOME"), found.get("E")) == ("1,2", None, None)
 
     def test_cancelling_twice_is_fine_and_metadata_is_not_implemented(self, api):

@@ -29,12 +29,15 @@ def begin_upload(api, path, size):
 def put_parts(directives, data):
     size = directives["maxPartSize"]
     parts = [data[start : start + size] for start in range(0, len(data), size)]
-    return [httpx.put(url, content=part) for url, part in zip(directives["partsUploadUrls"], parts, strict=True)]
+    return [
+        httpx.put(url, content=part) for url, part in zip(directives["partsUploadUrls"], parts, strict=True)
+    ]
 
 
 def complete(directives, tags):
     parts = "".join(
-        f"<Part><ETag>{tag}</ETag><PartNumber>{number}</PartNumber></Part>" for number, tag in enumerate(tags, 1)
+        f"<Part><ETag>{tag}</ETag><PartNumber>{number}</PartNumber></Part>"
+        for number, tag in enumerate(tags, 1)
     )
     body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
     return httpx.post(directives["completeUploadUrl"], content=body)
@@ -68,9 +71,7 @@ def test_attaching_ends_the_nap_of_an_upload(make_gateway, make_api):
     time.sleep(0.3)
     tags = [answer.headers["etag"] for answer in put_parts(made["transferDirectives"], b"abc")]
     complete(made["transferDirectives"], tags)
-    kill_nap = (
-        "for p in $(pgrep -x sleep); do grep -qz SLURM_JOB_ID=$SLURM_JOB_ID /proc/$p/environ && kill $p; done; true"
-    )
+    kill_nap = "for p in $(pgrep -x sleep); do grep -qz SLURM_JOB_ID=$SLURM_JOB_ID /proc/$p/environ && kill $p; done; true"
     api.put(f"compute/jobs/{job_id}/attach", command=kill_nap)
     assert api.wait(job_id)[0]["status"]["state"] == "COMPLETED"
     assert (gateway.home / "f").read_text() == "abc"
@@ -80,7 +81,9 @@ def test_a_download_is_published_by_its_job(small, api):
     data = b"0123456789" * 300_000
     (small.scratch / "down.bin").write_bytes(data)
     directives = {"transferMethod": "s3"}
-    made = api.post("filesystem/transfer/download", path=str(small.scratch / "down.bin"), transferDirectives=directives)
+    made = api.post(
+        "filesystem/transfer/download", path=str(small.scratch / "down.bin"), transferDirectives=directives
+    )
     url = made.json()["transferDirectives"]["downloadUrl"]
     job = api.wait(made.json()["transferJob"]["jobId"])[0]
     assert (job["name"], job["status"]["state"]) == ("OutgressFileTransfer", "COMPLETED")
@@ -104,14 +107,18 @@ def test_a_download_url_is_empty_before_its_job_ran(make_gateway, make_api):
     blocker = api.submit("#!/bin/sh\nsleep 30\n")
     api.wait_for(blocker, "RUNNING")
     directives = {"transferMethod": "s3"}
-    made = api.post("filesystem/transfer/download", path=str(gateway.home / "f"), transferDirectives=directives)
+    made = api.post(
+        "filesystem/transfer/download", path=str(gateway.home / "f"), transferDirectives=directives
+    )
     assert httpx.get(made.json()["transferDirectives"]["downloadUrl"]).status_code == 404
 
 
 def test_an_empty_download_fails_its_job(small, api):
     (small.home / "empty").touch()
     directives = {"transferMethod": "s3"}
-    made = api.post("filesystem/transfer/download", path=str(small.home / "empty"), transferDirectives=directives)
+    made = api.post(
+        "filesystem/transfer/download", path=str(small.home / "empty"), transferDirectives=directives
+    )
     job = api.wait(made.json()["transferJob"]["jobId"])[0]
     assert (job["status"]["state"], job["status"]["exitCode"]) == ("FAILED", 70)
 
@@ -176,7 +183,10 @@ def test_the_account_is_asked_for_where_directives_name_it(make_gateway, make_ap
     directives = {"transferMethod": "s3", "fileSize": 3}
     body = {"path": str(gateway.home / "f"), "transferDirectives": directives}
     answer = api.post("filesystem/transfer/upload", **body)
-    assert (answer.status_code, answer.json()["message"]) == (400, "Account parameter is required on this system.")
+    assert (answer.status_code, answer.json()["message"]) == (
+        400,
+        "Account parameter is required on this system.",
+    )
     made = api.post("filesystem/transfer/upload", **body, account="users").json()
     assert api.jobs(made["transferJob"]["jobId"])[0]["account"] == "users"
 
@@ -185,7 +195,9 @@ def test_a_gateway_without_storage_refuses_staging(make_gateway, make_api):
     gateway = make_gateway(transfer_method=None)
     api = make_api(gateway)
     assert api.http.get("/status/systems").json()["systems"][0]["dataOperation"]["data_transfer"] is None
-    answer = api.post("filesystem/transfer/download", path=str(gateway.home), transferDirectives={"transferMethod": "s3"})
+    answer = api.post(
+        "filesystem/transfer/download", path=str(gateway.home), transferDirectives={"transferMethod": "s3"}
+    )
     assert answer.json()["message"] == "Requested transfer method is not available."
 
 

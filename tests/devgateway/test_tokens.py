@@ -45,7 +45,11 @@ def test_only_client_credentials_are_granted(gateway):
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
 def test_a_registered_key_gets_a_token_once_an_assertion(gateway, algorithm):
-    key = ec.generate_private_key(ec.SECP256R1()) if algorithm == "ES256" else rsa.generate_private_key(65537, 2048)
+    key = (
+        ec.generate_private_key(ec.SECP256R1())
+        if algorithm == "ES256"
+        else rsa.generate_private_key(65537, 2048)
+    )
     encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     gateway.add_client(algorithm, public_key_pem=key.public_key().public_bytes(encoding, form).decode())
     claims = {"iss": algorithm, "sub": algorithm, "aud": gateway.token_url, "exp": time.time() + 60}
@@ -55,7 +59,11 @@ def test_a_registered_key_gets_a_token_once_an_assertion(gateway, algorithm):
     assert answer.status_code == 200, answer.text
     assert systems(gateway, answer.json()["access_token"]).status_code == 200
     assert ask(gateway, **form).status_code == 400
-    other = rsa.generate_private_key(65537, 2048) if algorithm == "RS256" else ec.generate_private_key(ec.SECP256R1())
+    other = (
+        rsa.generate_private_key(65537, 2048)
+        if algorithm == "RS256"
+        else ec.generate_private_key(ec.SECP256R1())
+    )
     form["client_assertion"] = jwt.encode({**claims, "jti": "x"}, other, algorithm)
     assert ask(gateway, **form).status_code == 401
 
