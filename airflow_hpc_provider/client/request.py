@@ -83,6 +83,10 @@ class JobRequest:
                     raise InvalidInputError(name, f"is given twice: as {name} and in sbatch_options.")
                 given[name] = value
         options = directives(given)
+        if script_path is not None and (lost := [name for name in options if name not in SCHEDULER_FIELDS]):
+            raise InvalidInputError(
+                "sbatch_options", f"a script on the system is sent as it is: put {', '.join(lost)} into it."
+            )
         text = check_script(script) if script is not None else None
         if text is not None:
             own = {name: value for name, value, _ in script_directives(text)}
@@ -159,14 +163,12 @@ class JobRequest:
         dropped = [f"--{name}" for name in self.options if name not in SCHEDULER_FIELDS]
         if self.script is not None:
             dropped += [f"--{name}" for name, _, _ in script_directives(self.script) if name not in _LIFTED]
-        if self.script_path is None and dropped:
+        if dropped:
             raise InvalidInputError(
                 "sbatch_options",
                 f"this system is in REST mode and would ignore {', '.join(dict.fromkeys(dropped))}; "
-                f"only {', '.join(sorted(SCHEDULER_FIELDS))}, job name, working directory, stdout, stderr work.",
+                f"it takes {', '.join(sorted(SCHEDULER_FIELDS))}, job name, working directory, stdout, stderr.",
             )
-        if self.script_path is not None and self.options.keys() - set(SCHEDULER_FIELDS):
-            raise InvalidInputError("sbatch_options", "with script_path, options belong into the script.")
 
 
 def result_of(job: Job, *, spec: JobSpec, system: str, submitted_at: str, array: str | None) -> JSONObject:

@@ -363,7 +363,9 @@ def _check_target(client: Client, system: System, target: str, directory: str) -
         )
 
 
-def _needs_staging(system: System, name: str, size: int, what: str, limit: int, account: str | None) -> None:
+def _needs_staging(
+    system: System, name: str, size: int, *, what: str, limit: int, account: str | None
+) -> None:
     """Refuse what the system cannot stage, before a job is started for it."""
     if system.transfer_method != "s3":
         how = (

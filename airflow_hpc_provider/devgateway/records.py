@@ -123,7 +123,7 @@ class Record:
         }
 
     def _rest_body(self) -> dict[str, Any]:
-        """slurmrestd's view of the same job."""
+        """Slurmrestd's view of the same job."""
         pending = self.state == "PENDING"
         state, _, _ = self.state.partition(" ")
         body = {

@@ -12,8 +12,32 @@ import time
 
 # The options of srun that take no value; every other one swallows the next word unless it has a "=".
 _FLAGS = frozenset(
-    "-l --label -K --kill-on-bad-exit -u --unbuffered -v --verbose -Q --quiet -O --overcommit -s --oversubscribe "
-    "-H --hold --overlap --exact --exclusive --pty --no-kill --multi-prog --mpi --export".split()
+    [
+        "-l",
+        "--label",
+        "-K",
+        "--kill-on-bad-exit",
+        "-u",
+        "--unbuffered",
+        "-v",
+        "--verbose",
+        "-Q",
+        "--quiet",
+        "-O",
+        "--overcommit",
+        "-s",
+        "--oversubscribe",
+        "-H",
+        "--hold",
+        "--overlap",
+        "--exact",
+        "--exclusive",
+        "--pty",
+        "--no-kill",
+        "--multi-prog",
+        "--mpi",
+        "--export",
+    ]
 )
 _COUNTS = {"-n": "ntasks", "--ntasks": "ntasks", "-c": "cpus", "--cpus-per-task": "cpus", "-N": "nodes"}
 

@@ -304,7 +304,7 @@ class HpcSubmitJobOperator(HpcTask):
         )
         if "running" in states.get(ti.run_id, {}).values():
             raise WatchError(
-                f"This worker was told to end; job {job_id} on system {system} goes on, and a retry finds it again."
+                f"This worker was told to end; job {job_id} on system {system} goes on; a retry finds it."
             )
         self._cancel(client, system, job_id)
         raise WatchError(f"The task was ended by a user; job {job_id} on system {system} is cancelled.")

@@ -85,10 +85,10 @@ class Api:
             time.sleep(0.02)
         return jobs
 
-    def wait_until_idle(self) -> None:
+    def wait_until_gone(self, job_id: str) -> None:
         """Until every process of an ended job is gone."""
         deadline = time.monotonic() + 10
-        while any(element.process for element in self.gateway.scheduler._elements()):
+        while any(element.process for element in self.gateway.scheduler._named(job_id)):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
