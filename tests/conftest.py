@@ -1,7 +1,42 @@
 """For all tests. Its being here also puts ``tests`` on the import path: ``from loopback import serve``."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from airflow_home import airflow_db, connect, connected, isolate
 from hypothesis import settings
+
+from airflow_hpc_provider.devgateway import Gateway
+
+__all__ = ["airflow_db", "connect", "connected"]
+
+# Before anything imports Airflow: tests never touch the user's own.
+isolate()
 
 # The same examples everywhere, and no failure because the machine is busy.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One gateway with local jobs for the whole session: use names and folders of your own."""
+    with Gateway(tmp_path_factory.mktemp("gateway"), scheduler="local") as started:
+        yield started
+
+
+@pytest.fixture
+def make_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Gateway]]:
+    """Start gateways of one's own, with any argument of Gateway; they stop with the test."""
+    started: list[Gateway] = []
+
+    def make(**options: Any) -> Gateway:
+        root = options.pop("root", None) or tmp_path_factory.mktemp("gateway")
+        options.setdefault("scheduler", "local")
+        started.append(Gateway(root, **options).start())
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.stop()

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+import re
 import threading
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
@@ -222,6 +223,16 @@ def _seconds(value: Any) -> int | None:
         return None
 
 
+def _unfolded(pem: str) -> str:
+    """A key whose line ends a form has dropped or made blanks of, with its lines again (RFC 7468)."""
+    found = re.fullmatch(r"\s*(-----BEGIN [A-Z ]+-----)(.*?)(-----END [A-Z ]+-----)\s*", pem, re.DOTALL)
+    if not found:
+        return pem
+    body = re.sub(r"\s+|\\n", "", found[2])
+    lines = [body[at : at + 64] for at in range(0, len(body), 64)]
+    return "\n".join([found[1], *lines, found[3], ""])
+
+
 def _private_key(pem: str, token_url: str) -> tuple[Any, Any]:
     """Key and signer for ``private_key_jwt``; imported here, since few connections need the cryptography."""
     from authlib.oauth2.rfc7523 import PrivateKeyJWT  # noqa: PLC0415
@@ -231,7 +242,7 @@ def _private_key(pem: str, token_url: str) -> tuple[Any, Any]:
     curves = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA"}
     for kind in (RSAKey, ECKey, OKPKey):
         try:
-            key = kind.import_key(pem)
+            key = kind.import_key(_unfolded(pem))
         except (JoseError, ValueError, TypeError):
             continue
         algorithm = "RS256" if kind is RSAKey else curves.get(str(key.get("crv")))

@@ -167,7 +167,7 @@ class JobRequest:
             raise InvalidInputError(
                 "sbatch_options",
                 f"this system is in REST mode and would ignore {', '.join(dict.fromkeys(dropped))}; "
-                f"it takes {', '.join(sorted(SCHEDULER_FIELDS))}, job name, working directory, stdout, stderr.",
+                f"it takes only {', '.join(sorted(SCHEDULER_FIELDS))}, job name, directory and output files.",
             )
 
 

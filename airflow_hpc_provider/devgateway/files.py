@@ -28,6 +28,7 @@ _SIGNATURES = {
     b"\x7fELF": "ELF executable",
     b"\x89PNG": "PNG image data",
     b"%PDF": "PDF document",
+    b"#!": "a script, text executable",
     b"PK": "Zip archive data",
 }
 Compression = Literal["none", "gzip", "bzip2", "xz"]
@@ -105,22 +106,11 @@ class FileSystems:
             info = place.stat() if dereference else place.lstat()
             if not stat.S_ISDIR(info.st_mode):
                 return [self.line(place, name=str(place), numeric=numeric, dereference=dereference)]
-            return list(self._walk(place, "", hidden, numeric, recursive, dereference))
+            names = _names(place, "", hidden=hidden, recursive=recursive)
+            return [self.line(child, name=n, numeric=numeric, dereference=dereference) for child, n in names]
         except OSError as error:
             verb = "cannot open directory" if isinstance(error, PermissionError) else "cannot access"
             raise failed("ls", error, code=2, said=f"{verb} '{place}'") from error
-
-    def _walk(
-        self, folder: Path, prefix: str, hidden: bool, numeric: bool, recursive: bool, dereference: bool
-    ) -> Iterator[dict[str, Any]]:
-        children = sorted(c for c in folder.iterdir() if hidden or not c.name.startswith("."))
-        for child in children:
-            yield self.line(child, name=prefix + child.name, numeric=numeric, dereference=dereference)
-        if recursive:
-            for child in children:
-                if child.is_dir() and not child.is_symlink():
-                    inner = f"{prefix}{child.name}/"
-                    yield from self._walk(child, inner, hidden, numeric, recursive, dereference)
 
     def line(
         self, place: Path, *, name: str | None = None, numeric: bool = False, dereference: bool = False
@@ -203,8 +193,8 @@ class FileSystems:
             raise failed(tool, error, said=f"cannot open '{place}' {purpose}") from error
         return self._output(data).decode(errors="replace")
 
-    def _output(self, data: bytes, *, overhead: float = 1.0) -> bytes:
-        if len(data) * overhead >= self.output_limit:
+    def _output(self, data: bytes) -> bytes:
+        if len(data) >= self.output_limit:
             raise GatewayError(413, "Command output exceeded buffer limit.")
         return data
 
@@ -342,6 +332,15 @@ class FileSystems:
             raise failed("tar", error, code=2, said=f"{archive}: Cannot open") from error
 
 
+def _names(folder: Path, prefix: str, *, hidden: bool, recursive: bool) -> Iterator[tuple[Path, str]]:
+    """What ``ls``, or ``ls -R``, lists and in which order."""
+    children = sorted(child for child in folder.iterdir() if hidden or not child.name.startswith("."))
+    yield from ((child, prefix + child.name) for child in children)
+    for child in children if recursive else ():
+        if child.is_dir() and not child.is_symlink():
+            yield from _names(child, f"{prefix}{child.name}/", hidden=hidden, recursive=True)
+
+
 def _escaped(name: str) -> str:
     """A name as ``ls --quoting-style=c`` prints it, with quotes and backslashes already undone."""
     raw = os.fsencode(name)
@@ -349,20 +348,19 @@ def _escaped(name: str) -> str:
 
 
 def _kind_of(head: bytes) -> str:
-    if not head:
-        return "empty"
     for signature, kind in _SIGNATURES.items():
         if head.startswith(signature):
             return kind
-    if b"\0" in head:
-        return "data"
-    if head.startswith(b"#!"):
-        return "a script, ASCII text executable"
-    if head.isascii():
-        return "ASCII text"
+    if not head or b"\0" in head:
+        return "data" if head else "empty"
+    return "ASCII text" if head.isascii() else _encoding_of(head)
+
+
+def _encoding_of(head: bytes) -> str:
     try:
         head.decode()
     except UnicodeDecodeError as error:
+        # The last character may be cut by the size of the sample.
         return "Unicode text, UTF-8 text" if error.start > len(head) - 4 else "ISO-8859 text"
     return "Unicode text, UTF-8 text"
 

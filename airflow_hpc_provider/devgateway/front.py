@@ -140,7 +140,7 @@ class _Spoiled:
 
 
 class FirecrestHeaders:
-    """The server's own habits: paths are lower-cased, ids must be UUIDs and come back, the version is told."""
+    """The server's own habits: lower-cased paths, ids that must be UUIDs and come back, its version."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -123,7 +123,7 @@ class Record:
         }
 
     def _rest_body(self) -> dict[str, Any]:
-        """Slurmrestd's view of the same job."""
+        """The same job as slurmrestd shows it."""
         pending = self.state == "PENDING"
         state, _, _ = self.state.partition(" ")
         body = {

@@ -4,7 +4,6 @@ import contextlib
 import grp
 import os
 import pwd
-import shutil
 import signal
 import socket
 import stat
@@ -586,14 +585,14 @@ class LocalScheduler:
     def _open_logs(self, element: _Element, stack: contextlib.ExitStack) -> tuple[Any, Any]:
         mode = "ab" if element.job.options.append else "wb"
         output, error = self._log_paths(element)
-        files = []
+        files: list[Any] = []
         for path in (output, error):
             path.parent.mkdir(parents=True, exist_ok=True)
             files.append(stack.enter_context(path.open(mode)) if path != output or not files else files[0])
         return files[0], files[1]
 
     def _wait(self, element: _Element, process: "subprocess.Popen[bytes]", run: int) -> None:
-        # The zombie stays until the lock is held: nobody can signal a process group that is not ours any more.
+        # The zombie stays until the lock is held: nobody can signal a process group that is not ours.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._changed:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -671,7 +670,7 @@ class LocalScheduler:
             base = {}
             given = {key: value for key, value in given.items() if value}
         env = {**base, **given, **self._slurm_variables(element, options)}
-        if shutil.which("srun", path=env.get("PATH", "")) is None and "PATH" in env:
+        if "PATH" in env:
             env["PATH"] = f"{self._shim()}{os.pathsep}{env['PATH']}"
         return env
 

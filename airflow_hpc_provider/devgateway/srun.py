@@ -9,35 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 # The options of srun that take no value; every other one swallows the next word unless it has a "=".
 _FLAGS = frozenset(
-    [
-        "-l",
-        "--label",
-        "-K",
-        "--kill-on-bad-exit",
-        "-u",
-        "--unbuffered",
-        "-v",
-        "--verbose",
-        "-Q",
-        "--quiet",
-        "-O",
-        "--overcommit",
-        "-s",
-        "--oversubscribe",
-        "-H",
-        "--hold",
-        "--overlap",
-        "--exact",
-        "--exclusive",
-        "--pty",
-        "--no-kill",
-        "--multi-prog",
-        "--mpi",
-        "--export",
-    ]
+    {"-l", "--label", "-K", "--kill-on-bad-exit", "-u", "--unbuffered", "-v", "--verbose", "-Q", "--quiet"}
+    | {"-O", "--overcommit", "-s", "--oversubscribe", "-H", "--hold", "--overlap", "--exact", "--exclusive"}
+    | {"--pty", "--no-kill"}
 )
 _COUNTS = {"-n": "ntasks", "--ntasks": "ntasks", "-c": "cpus", "--cpus-per-task": "cpus", "-N": "nodes"}
 
@@ -74,14 +52,12 @@ def start(rank: int, tasks: int, step: str, command: list[str]) -> "subprocess.P
     return subprocess.Popen(command, env=env)  # noqa: S603 - the job's own command
 
 
-def next_step(folder: str) -> int:
+def next_step(folder: Path) -> int:
     """Steps are numbered from 0; creating the file claims the number."""
     number = 0
     while True:
         try:
-            os.close(
-                os.open(os.path.join(folder, f"step.{number}"), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            )
+            (folder / f"step.{number}").touch(exist_ok=False)
         except FileExistsError:
             number += 1
         else:
@@ -93,7 +69,7 @@ def main(words: list[str]) -> int:
     if not command:
         sys.stderr.write("srun: fatal: No command given to execute.\n")
         return 1
-    folder = os.environ["DEVGATEWAY_STEPS"]
+    folder = Path(os.environ["DEVGATEWAY_STEPS"])
     step = next_step(folder)
     began = time.time()
     try:
@@ -104,8 +80,8 @@ def main(words: list[str]) -> int:
     else:
         codes = [task.wait() for task in started]
     worst = max(codes, key=abs)
-    with open(os.path.join(folder, f"step.{step}"), "w", encoding="utf-8") as file:
-        file.write(f"{began} {time.time()} {worst} {os.path.basename(command[0])}\n")
+    line = f"{began} {time.time()} {worst} {Path(command[0]).name}\n"
+    (folder / f"step.{step}").write_text(line, encoding="utf-8")
     return 128 - worst if worst < 0 else worst
 
 

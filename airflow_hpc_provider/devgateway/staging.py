@@ -8,6 +8,9 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 NOT_YET = 75
@@ -21,17 +24,19 @@ def log(text: str) -> None:
     sys.stdout.flush()
 
 
-def request(method: str, url: str, body: object = None, length: int = 0) -> http.client.HTTPResponse:
+def request(
+    method: str, url: str, body: bytes | Iterable[bytes] | None = None, length: int = 0
+) -> http.client.HTTPResponse:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=600)
     headers = {"Content-Length": str(length)} if body is not None else {}
-    connection.request(method, f"{parts.path}?{parts.query}", body=body, headers=headers)  # type: ignore[arg-type]
+    connection.request(method, f"{parts.path}?{parts.query}", body=body, headers=headers)
     return connection.getresponse()
 
 
 def ingress(target: str, head_url: str, url: str) -> int:
     """Write the object to its target, once it is complete."""
-    if os.path.isdir(target):
+    if Path(target).is_dir():
         sys.stderr.write(f"targetPath must point to a file path: {target} is a directory.\n")
         return DIRECTORY
     if request("HEAD", head_url).status != 200:
@@ -43,12 +48,12 @@ def ingress(target: str, head_url: str, url: str) -> int:
     if answer.status != 200:
         log("Download failed: part 1")
         return 1
-    part = f"{target}.1"
-    with open(part, "wb") as file:
+    part = Path(f"{target}.1")
+    with part.open("wb") as file:
         while block := answer.read(_BLOCK):
             file.write(block)
             received += len(block)
-    os.replace(part, target)
+    part.replace(target)
     log(f"Received {received} bytes")
     log(f"File was successfully downloaded (size: {received / 2**20:.3f}MB)")
     return 0
@@ -88,8 +93,8 @@ def egress(source: str, part_size: str, complete_url: str, *part_urls: str) -> i
     return 0
 
 
-def put_part(source: str, offset: int, size: int, url: str) -> "str | None":
-    with open(source, "rb") as file:
+def put_part(source: str, offset: int, size: int, url: str) -> str | None:
+    with Path(source).open("rb") as file:
         length = min(size, os.fstat(file.fileno()).st_size - offset)
         file.seek(offset)
         answer = request("PUT", url, blocks(file, length), length)
@@ -98,9 +103,9 @@ def put_part(source: str, offset: int, size: int, url: str) -> "str | None":
     return re.sub('"', "", answer.headers["ETag"])
 
 
-def blocks(file: "object", length: int) -> "object":
+def blocks(file: BinaryIO, length: int) -> Iterator[bytes]:
     while length > 0:
-        block = file.read(min(_BLOCK, length))  # type: ignore[attr-defined]
+        block = file.read(min(_BLOCK, length))
         if not block:
             return
         length -= len(block)
@@ -108,5 +113,4 @@ def blocks(file: "object", length: int) -> "object":
 
 
 if __name__ == "__main__":
-    action = {"ingress": ingress, "egress": egress}[sys.argv[1]]
-    raise SystemExit(action(*sys.argv[2:]))
+    raise SystemExit(ingress(*sys.argv[2:]) if sys.argv[1] == "ingress" else egress(*sys.argv[2:]))

@@ -173,7 +173,7 @@ def test_it_falls_back_to_transfer_jobs(gateway, client, place, naps):
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_it_moves_bytes_up_and_down(gateway, client, place, tmp_path, naps, size):
+def test_it_moves_bytes_up_and_down(gateway, client, place, tmp_path, naps, size):  # noqa: PLR0917 - fixtures
     data = random_bytes(size)
     (tmp_path / "up").write_bytes(data)
     client.upload(gateway.system, tmp_path / "up", str(place), "file.bin", blocking=True)

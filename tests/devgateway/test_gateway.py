@@ -100,9 +100,8 @@ def test_it_imports_nothing_of_the_rest():
         "print([m for m in sys.modules if m.split('.')[0] == 'airflow' or m.startswith('airflow_hpc_provider.')"
         " and not m.startswith('airflow_hpc_provider.devgateway')])"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder.parents[1]
-    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder.parents[1])
     assert found.stdout == "[]\n"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,8 @@ def test_a_missing_working_directory_fails_before_the_script(api):
 
 
 def test_a_job_sees_slurms_environment(api, gateway):
-    script = "#!/bin/sh\n#SBATCH -J see -n 2 -c 3\necho $SLURM_JOB_ID $SLURM_JOB_NAME $SLURM_NTASKS $SLURM_CPUS_PER_TASK\n"
+    script = "#!/bin/sh\n#SBATCH -J see -n 2 -c 3\n"
+    script += "echo $SLURM_JOB_ID $SLURM_JOB_NAME $SLURM_NTASKS $SLURM_CPUS_PER_TASK\n"
     script += "echo $HOME $PWD $SLURM_SUBMIT_DIR $GIVEN; srun -n 2 sh -c 'echo task $SLURM_PROCID' | sort\n"
     job_id = api.submit(script, env={"GIVEN": "it"})
     api.wait(job_id)
@@ -86,7 +88,7 @@ def test_a_time_limit_ends_a_job_that_ignores_it(make_gateway, make_api):
         "CANCELLED",
         15,
     )
-    api.wait_until_idle()
+    api.wait_until_gone(job_id)
     assert "asked\n" in output(api, job_id)
     assert "DUE TO TIME LIMIT" in output(api, job_id)
 
@@ -97,14 +99,13 @@ def test_cancelling_ends_every_process_of_a_job(api, gateway):
     api.wait(job_id, lambda _: child.exists() and child.read_text().strip())
     api.delete(f"compute/jobs/{job_id}")
     assert api.state(job_id) == f"CANCELLED by {os.getuid()}"
-    api.wait_until_idle()
+    api.wait_until_gone(job_id)
     assert not alive(int(child.read_text()))
 
 
 def alive(pid):
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().split()[2] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except FileNotFoundError:
         return False
 
@@ -112,7 +113,7 @@ def alive(pid):
 def test_what_a_script_leaves_behind_is_killed_with_it(api, gateway):
     job_id = api.submit("#!/bin/bash\nsleep 300 &\necho $! > left\n")
     api.wait(job_id)
-    api.wait_until_idle()
+    api.wait_until_gone(job_id)
     assert not alive(int((gateway.home / "left").read_text()))
 
 
@@ -197,7 +198,8 @@ def test_a_requeued_job_runs_again_under_its_id(make_gateway, make_api):
     gateway = make_gateway()
     gateway.scheduler.requeue_delay = 0.1
     api = make_api(gateway)
-    script = '#!/bin/sh\n#SBATCH --open-mode=append\necho run ${SLURM_RESTART_COUNT:-0}; [ -n "$SLURM_RESTART_COUNT" ] || sleep 30\n'
+    script = "#!/bin/sh\n#SBATCH --open-mode=append\necho run ${SLURM_RESTART_COUNT:-0}\n"
+    script += '[ -n "$SLURM_RESTART_COUNT" ] || sleep 30\n'
     job_id = api.submit(script)
     api.wait_for(job_id, "RUNNING")
     api.wait(job_id, lambda _: output(api, job_id) == "run 0\n")

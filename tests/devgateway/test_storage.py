@@ -81,9 +81,8 @@ def test_a_download_is_published_by_its_job(small, api):
     data = b"0123456789" * 300_000
     (small.scratch / "down.bin").write_bytes(data)
     directives = {"transferMethod": "s3"}
-    made = api.post(
-        "filesystem/transfer/download", path=str(small.scratch / "down.bin"), transferDirectives=directives
-    )
+    path = str(small.scratch / "down.bin")
+    made = api.post("filesystem/transfer/download", path=path, transferDirectives=directives)
     url = made.json()["transferDirectives"]["downloadUrl"]
     job = api.wait(made.json()["transferJob"]["jobId"])[0]
     assert (job["name"], job["status"]["state"]) == ("OutgressFileTransfer", "COMPLETED")
@@ -195,9 +194,8 @@ def test_a_gateway_without_storage_refuses_staging(make_gateway, make_api):
     gateway = make_gateway(transfer_method=None)
     api = make_api(gateway)
     assert api.http.get("/status/systems").json()["systems"][0]["dataOperation"]["data_transfer"] is None
-    answer = api.post(
-        "filesystem/transfer/download", path=str(gateway.home), transferDirectives={"transferMethod": "s3"}
-    )
+    s3 = {"transferMethod": "s3"}
+    answer = api.post("filesystem/transfer/download", path=str(gateway.home), transferDirectives=s3)
     assert answer.json()["message"] == "Requested transfer method is not available."
 
 

@@ -181,6 +181,13 @@ def test_a_private_key_signs_an_assertion_that_its_public_key_verifies(world, ke
     assert "client_secret" not in form
 
 
+@pytest.mark.parametrize("end", [" ", "", "\r\n", "\\n"], ids=["blanks", "nothing", "CRLF", "escapes"])
+def test_a_private_key_survives_a_form_that_makes_one_line_of_it(world, end):
+    with serve(echo) as gateway, serve(Issuer()) as issuer:
+        folded = pem(RSA).replace("\n", end)
+        assert ask(world, gateway, issuer, method="private_key_jwt", client_secret=folded) == ["token-1"]
+
+
 def test_each_assertion_is_used_once(world):
     with serve(in_turn(gateway_error(401, "Expired"))) as gateway, serve(Issuer()) as issuer:
         with pytest.raises(UnauthorizedError):
