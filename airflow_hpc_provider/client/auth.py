@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import re
-import re
 import threading
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
@@ -225,7 +224,9 @@ def _seconds(value: Any) -> int | None:
 
 def _unfolded(pem: str) -> str:
     """A key whose line ends a form has dropped or made blanks of, with its lines again (RFC 7468)."""
-    found = re.fullmatch(r"\s*(-----BEGIN [A-Z ]+-----)(.*?)(-----END [A-Z ]+-----)\s*", pem, re.DOTALL)
+    found = re.fullmatch(
+        r"\s*(-----BEGIN [A-Z ]+-----)(.*?)(-----END [A-Z ]+-----)(?:\s|\\n)*", pem, re.DOTALL
+    )
     if not found:
         return pem
     body = re.sub(r"\s+|\\n", "", found[2])

@@ -366,7 +366,9 @@ def test_a_refused_token_is_replaced_once_and_the_body_sent_again(world):
 
 def test_a_gateway_that_refuses_the_new_token_too_is_told(world):
     with serve(in_turn(gateway_error(401, "Access token is invalid."))) as gateway, serve(Issuer()) as issuer:
-        with pytest.raises(UnauthorizedError, match=r"Access token is invalid\. .*check that token_url"):
+        with pytest.raises(
+            UnauthorizedError, match=r"Access token is invalid\. .*check that the connection's token_url"
+        ):
             ask(world, gateway, issuer)
         assert len(gateway.requests) == 2
         assert len(issuer.requests) == 2
