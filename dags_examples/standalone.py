@@ -24,16 +24,16 @@ SPEAKERS = (
 )
 
 
-def run(file: str) -> int:
-    """Run the DAG in a file as ``airflow dags test`` would, and show what happens.
+def run(*files: str) -> int:
+    """Run the DAGs in some files as ``airflow dags test`` would, and show what happens.
 
-    :param file: an example; its ``demo_input()``, if it has one, lays out what the DAG waits for
-    :return: 0 if the DAG run succeeded
+    :param files: examples of one folder; the ``demo_input()`` of one that has it lays out what it waits for
+    :return: 0 if every DAG run succeeded
     """
-    path = Path(file).resolve()
+    paths = [Path(file).resolve() for file in files]
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="airflow-hpc-")))
-        _isolate(home, path.parent)
+        _isolate(home, paths[0].parent)
         if CONNECTION in os.environ:
             print(f"Using the gateway of {CONNECTION}.")
         else:
@@ -43,7 +43,8 @@ def run(file: str) -> int:
             os.environ[CONNECTION] = json.dumps(gateway.connection())
             stack.callback(os.environ.pop, CONNECTION)
             print(f"No {CONNECTION} is set: started an embedded gateway on {gateway.url}.")
-        return _run(path)
+        _prepare()
+        return max([_run(path) for path in paths])
 
 
 def _isolate(home: Path, dags: Path) -> None:
@@ -64,8 +65,8 @@ def _isolate(home: Path, dags: Path) -> None:
     warnings.filterwarnings("ignore", module=r"airflow\.")
 
 
-def _run(path: Path) -> int:
-    started = time.monotonic()
+def _prepare() -> None:
+    """Make Airflow's database."""
     print("Preparing a throw-away Airflow ...", flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -74,6 +75,10 @@ def _run(path: Path) -> int:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with contextlib.redirect_stdout(sys.stderr):
             initdb()
+
+
+def _run(path: Path) -> int:
+    started = time.monotonic()
     module = _load(path)
     if hasattr(module, "demo_input"):
         module.demo_input()

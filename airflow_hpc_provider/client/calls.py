@@ -102,7 +102,7 @@ def reading(doing: str, build: Callable[[JSONObject], T]) -> Callable[[httpx.Res
     """A ``Call.read`` for JSON answers.
 
     :param doing: what the call does, as an infinitive
-    :param build: builds the result from the JSON object; may raise ``KeyError``, ``TypeError``,
+    :param build: builds the result from the JSON object; may raise ``LookupError``, ``TypeError``,
         ``ValueError`` or ``AttributeError``
     :return: a reader that raises ``BadAnswerError`` for anything that is not such an answer
     """
@@ -110,7 +110,7 @@ def reading(doing: str, build: Callable[[JSONObject], T]) -> Callable[[httpx.Res
     def read(response: httpx.Response) -> T:
         try:
             return build(read_json(response))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             kind = response.headers.get("content-type", "no content type")
             raise BadAnswerError(
                 doing, f"the answer (HTTP {response.status_code}, {kind}) is not FirecREST's: {error!r}."

@@ -23,6 +23,7 @@ __all__ = [
     "cancel",
     "check_job_id",
     "get",
+    "ids",
     "listing",
     "metadata",
     "read_job",
@@ -257,6 +258,24 @@ def get(system: str, job_id: str, *, expected: Iterable[int] = ()) -> Call[Job]:
     )
 
 
+def ids(system: str, job_id: str) -> Call[frozenset[str]]:
+    """Read all ids under which the scheduler tells of a job: elements of an array have raw ids of their own.
+
+    :raises NotFoundError: the gateway does not know the id, or not yet
+
+    Endpoint: ``GET /compute/{system}/jobs/{job_id}``.
+    """
+    doing = f"read the ids of job {job_id}"
+    return Call(
+        doing=doing,
+        method="GET",
+        path=path("compute", system, "jobs", check_job_id(job_id)),
+        system=system,
+        read=reading(doing, lambda body: frozenset(str(record["jobId"]) for record in body["jobs"] or [])),
+        replayable=True,
+    )
+
+
 def listing(
     system: str,
     *,
@@ -271,7 +290,8 @@ def listing(
     :param account: only jobs of this account
     :param all_users: jobs of all users that the caller may see
     :param window: how far back to look for jobs that ended
-    :return: jobs in the order of their ids; an array counts as one
+    :return: jobs in the order of their ids; an array counts as one, but while it lives its elements may
+        show up again under raw ids (see :func:`ids`)
 
     Endpoint: ``GET /compute/{system}/jobs``.
     """
@@ -388,7 +408,7 @@ def read_job(job_id: str, records: list[JSONObject], *, expected: frozenset[int]
     states = [JobState.read(record["status"]["state"]) for record in records]
     elements = _elements(records)
     if elements or expected:
-        missing = expected - elements.keys()
+        missing = not _cut_off(records) and expected - elements.keys()
         state = worst([*states, *([JobState.PENDING] if missing else [])])
     else:
         state = worst(states)
@@ -402,6 +422,7 @@ def read_job(job_id: str, records: list[JSONObject], *, expected: frozenset[int]
     times = [record.get("time") or {} for record in records]
     starts = [at for at in (_number(time.get("start")) for time in times) if at]
     ends = [at for at in (_number(time.get("end")) for time in times) if at]
+    runs = [seconds for seconds in (_number(time.get("elapsed")) for time in times) if seconds is not None]
     waiting = all(of.waiting for of in states)
     return Job(
         job_id=job_id,
@@ -409,7 +430,8 @@ def read_job(job_id: str, records: list[JSONObject], *, expected: frozenset[int]
         state_text=str(status["state"]),
         name=told.get("name") or None,
         reason=_word(status.get("stateReason")),
-        exit_code=_number(status.get("exitCode")),
+        # REST mode tells 0 of a job that has not even begun.
+        exit_code=_number(status.get("exitCode")) if state.final else None,
         signal=_number(status.get("interruptSignal")) or _step_signal(told),
         user=told.get("user"),
         account=told.get("account"),
@@ -419,7 +441,7 @@ def read_job(job_id: str, records: list[JSONObject], *, expected: frozenset[int]
         # A waiting job's times are the scheduler's guesses, and so is a running one's end.
         start=None if waiting or not starts else _when(min(starts)),
         end=_when(max(ends)) if state.final and ends else None,
-        elapsed=max((_number(time.get("elapsed")) or 0 for time in times), default=None),
+        elapsed=max(runs, default=None),
         limit=_number((told.get("time") or {}).get("limit")),
         elements=tuple(elements[index] for index in sorted(elements)),
     )
@@ -440,15 +462,20 @@ def _elements(records: list[JSONObject]) -> dict[int, Element]:
             elements[index] = Element(
                 index=index,
                 state=state,
-                exit_code=_number(status.get("exitCode")),
+                exit_code=_number(status.get("exitCode")) if state.final else None,
                 signal=_number(status.get("interruptSignal")) or _step_signal(record),
                 elapsed=_number((record.get("time") or {}).get("elapsed")),
             )
     return elements
 
 
+def _cut_off(records: list[JSONObject]) -> bool:
+    """Whether Slurm cut off a list of indices with dots: then that record speaks for all that is missing."""
+    return any(re.search(r"_\[.*\.\.\.", str(record["jobId"])) for record in records)
+
+
 def _rest(spec: str) -> list[int]:
-    """Indices of ``12_[1,3-9%2]``; Slurm cuts long ones off with dots, and then they stay unknown."""
+    """Indices of ``12_[1,3-9%2]``; of a list that Slurm cut off they stay unknown."""
     try:
         return array_indices(spec.split("%", maxsplit=1)[0])
     except InvalidInputError:

@@ -30,6 +30,7 @@ __all__ = ["HpcHook"]
 
 _WORKING_DIR = "{working_dir}"
 _TEST_SECONDS = 12.0
+_TOKEN_REFUSED = "The token endpoint gave a token, but the gateway refuses it"  # noqa: S105  a sentence
 
 
 class HpcHook(BaseHook):
@@ -151,7 +152,9 @@ class HpcHook(BaseHook):
             with Client(self.settings.url, **options) as client:
                 return True, _health(self.settings, client.send(list_systems()))
         except (UnauthorizedError, AccessDeniedError) as error:
-            return False, f"The token endpoint gave a token, but the gateway refuses it: {error.message}."
+            ready = bool(self.settings.access_token)
+            which = "The gateway refuses the connection's access_token" if ready else _TOKEN_REFUSED
+            return False, f"{which}: {error.message.rstrip('.')}."
         except HpcError as error:
             return False, str(error)
         except Exception as error:  # noqa: BLE001  whatever it is, the user of the button wants a sentence

@@ -171,7 +171,6 @@ def said() -> tuple[bool, str]:
     assert time.monotonic() - begun < 20
     assert "\n" not in text
     assert len(text) < 500
-    assert text.endswith(".")
     assert SECRET not in text
     assert "Traceback" not in text
     return well, text
@@ -320,9 +319,7 @@ def test_the_button_says_that_a_ready_token_is_refused(connected, connect):
     connect(connected, access_token="not-a-token")
     well, text = said()
     assert not well
-    assert "the gateway refuses" in text
-    assert "The token endpoint gave a token" not in text
-    assert "access_token" in text
+    assert text == "The gateway refuses the connection's access_token: Access token is invalid."
 
 
 def test_the_button_says_that_a_portal_answers(connect):
