@@ -83,7 +83,7 @@ with DAG(
         axes.set(
             xlabel="epoch", ylabel="log-loss on held-out data", yscale="log", title="Sweep as a job array"
         )
-        axes.legend(fontsize="small", ncols=2)
+        figure.legend(fontsize="small", ncols=3, loc="outside lower center")
         path = Path(results) / "sweep.png"
         figure.savefig(path, dpi=120)
         print(f"Plot: {path}")
