@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -162,21 +163,24 @@ def _url(field_name: str, value: Any, conn_id: str) -> str:
     :raises InvalidInputError: it is none, or would send credentials in the clear
     """
     text = str(value).strip()
+    # What is wrong with a URL may be its secret's place in it, so that is not repeated.
+    shown = repr(re.sub(r"//[^/]*@|(?<=[?#]).*", "***", text, flags=re.DOTALL))
     try:
         url = urlsplit(text)
         _ = url.port
     except ValueError as error:
-        raise InvalidInputError(field_name, f"{text!r} is no URL: {error} (connection {conn_id}).") from error
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise InvalidInputError(field_name, f"{text!r} is no http(s) URL (connection {conn_id}).")
+        raise InvalidInputError(field_name, f"{shown} is no URL: {error} (connection {conn_id}).") from error
+    plain = not re.search(r"[\s\\\x00-\x1f\x7f]", text)
+    if not plain or url.scheme not in ("http", "https") or not url.hostname:
+        raise InvalidInputError(field_name, f"{shown} is no http(s) URL (connection {conn_id}).")
     if url.username or url.password:
         raise InvalidInputError(field_name, f"must not hold a user name or password (connection {conn_id}).")
     if url.query or url.fragment:
-        raise InvalidInputError(field_name, f"{text!r} must end with its path (connection {conn_id}).")
+        raise InvalidInputError(field_name, f"{shown} must end with its path (connection {conn_id}).")
     if url.scheme == "http" and not _is_loopback(url.hostname):
         raise InvalidInputError(
             field_name,
-            f"{text!r} would send tokens unencrypted to {url.hostname}; use https (connection {conn_id}).",
+            f"{shown} would send tokens unencrypted to {url.hostname}; use https (connection {conn_id}).",
         )
     return text
 

@@ -175,7 +175,8 @@ def submit_once(
     # Without a store nobody knows whether an earlier try sent the job: only its name can tell.
     look_first = record is not None or not store.durable
     while True:
-        name = job_name(base_name, identity, generation)
+        # What an earlier try has sent is found by the name it had then.
+        name = record.name if record else job_name(base_name, identity, generation)
         intent = Record(
             phase="intent",
             name=name,
@@ -186,7 +187,7 @@ def submit_once(
             system=system,
         )
         if look_first:
-            found = _known(client, system, name, record)
+            found = _known(client, system, name, record, sleep=sleep, clock=clock)
             if found is not None and not (found.state.final and not found.state.succeeded):
                 store.save(replace(intent, phase="submitted", job_id=found.job_id))
                 log.info(
@@ -207,24 +208,44 @@ def submit_once(
         return Submission(job_id=job_id, name=name, since=intent.at)
 
 
-def _known(client: Client, system: str, name: str, record: Record | None) -> Job | None:
+def _known(
+    client: Client,
+    system: str,
+    name: str,
+    record: Record | None,
+    *,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> Job | None:
     """The job of an earlier try: by its id where that is known, else by its name."""
-    if record and record.job_id:
-        try:
-            return client.send(jobs.get(system, record.job_id))
-        except NotFoundError:
-            log.info("Job %s is not known by its id; looking for its name %s.", record.job_id, name)
-    return _by_name(client, system, name, since=record.at if record else None)
+    if record is None:
+        return _by_name(client, system, name)
+    if record.job_id is None:
+        # The try before may have been lost a moment ago, between sending and the answer.
+        until = min(record.at, clock()) + _LOOK_FOR
+        return _look_for(client, system, name, since=record.at, until=until, sleep=sleep, clock=clock)
+    try:
+        return client.send(jobs.get(system, record.job_id))
+    except NotFoundError:
+        log.info("Job %s is not known by its id; looking for its name %s.", record.job_id, name)
+    return _by_name(client, system, name, since=record.at)
 
 
 def _by_name(client: Client, system: str, name: str, *, since: float | None = None) -> Job | None:
     """The earliest job of a name; later ones come of two tries that ran side by side, and are cancelled."""
     window = jobs.window_for(time.time() - since) if since else "24h"
     found = client.send(jobs.listing(system, name=name, window=window))
-    for twin in found[1:]:
-        if not twin.state.final:
-            log.warning("Job %s has the same name as job %s: cancelled.", twin.job_id, found[0].job_id)
-            client.send(jobs.cancel(system, twin.job_id))
+    twins = [twin for twin in found[1:] if not twin.state.final]
+    if twins:
+        # Running elements of an array are listed under raw ids too: they are no twins of it.
+        try:
+            own = client.send(jobs.ids(system, found[0].job_id))
+        except NotFoundError:
+            return found[0]
+        for twin in twins:
+            if twin.job_id not in own:
+                log.warning("Job %s has the same name as job %s: cancelled.", twin.job_id, found[0].job_id)
+                client.send(jobs.cancel(system, twin.job_id))
     return found[0] if found else None
 
 
@@ -247,7 +268,8 @@ def _send(
                 raise
             doubtful = True
             log.warning("%s Looking for job %s before sending it again.", error, spec.name)
-            found = _look_for(client, system, spec.name, sleep=sleep, clock=clock)
+            until = clock() + _LOOK_FOR
+            found = _look_for(client, system, spec.name, until=until, sleep=sleep, clock=clock)
             if found is not None:
                 log.info("Job %s is %s: it was submitted after all.", spec.name, found.job_id)
                 return found.job_id
@@ -255,22 +277,38 @@ def _send(
                 raise
             continue
         if doubtful:
-            # The one before may have come late: of two, the earliest is ours.
-            found = _by_name(client, system, spec.name)
-            return found.job_id if found else job_id
+            # The one before may come late: of two, the earliest is ours. When this one shows up, so has that.
+            until = clock() + _LOOK_FOR
+            found = _look_for(client, system, spec.name, until=until, sleep=sleep, clock=clock)
+            if found is not None and _number(found.job_id) < _number(job_id):
+                log.warning("Job %s was submitted before job %s, which is cancelled.", found.job_id, job_id)
+                client.send(jobs.cancel(system, job_id))
+                return found.job_id
         return job_id
     raise AssertionError("unreachable")  # pragma: no cover
 
 
+def _number(job_id: str) -> tuple[int, str]:
+    """Ids of a scheduler rise, and are compared as numbers."""
+    return len(job_id), job_id
+
+
 def _look_for(
-    client: Client, system: str, name: str, *, sleep: Callable[[float], None], clock: Callable[[], float]
+    client: Client,
+    system: str,
+    name: str,
+    *,
+    until: float,
+    since: float | None = None,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
 ) -> Job | None:
-    until = clock() + _LOOK_FOR
+    """Look for a job by its name until it is there, or the time is over."""
     while True:
-        sleep(_LOOK_EVERY)
-        found = _by_name(client, system, name)
+        found = _by_name(client, system, name, since=since)
         if found is not None or clock() >= until:
             return found
+        sleep(_LOOK_EVERY)
 
 
 def _cancel_quietly(client: Client, record: Record) -> None:

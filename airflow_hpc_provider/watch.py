@@ -142,8 +142,8 @@ class Watch(Generic[T]):
         :param now: epoch seconds
         :return: the verdict, if this is the end
         """
-        self._missing_since, self._pause, self._error = None, 0.0, None
-        return self._unless_early(self.decide(seen, now), now) or self._late(now)
+        self._answered()
+        return self._unless_early(self.decide(seen, now) or self._late(now), now)
 
     def missed(self, error: HpcError, now: float) -> Verdict | None:
         """Take a look that failed. A gateway that cannot be asked says nothing about what is watched.
@@ -153,15 +153,17 @@ class Watch(Generic[T]):
         :return: the verdict, if this is the end
         """
         self._error = error
-        self._pause = error.retry_after or 0.0 if isinstance(error, ApiError) else 0.0
+        asked = error.retry_after or 0.0 if isinstance(error, ApiError) else 0.0
+        self._pause = min(asked, self.patience)
         self._missing_since = now if self._missing_since is None else self._missing_since
         waits = error.transient or isinstance(error, TokenError | UnauthorizedError)
         if not waits:
-            return Verdict(Outcome.FAILED, f"{self.describe()}: {error}", transient=False)
+            refusal = Verdict(Outcome.FAILED, f"{self.describe()}: {error}", transient=False)
+            return self._unless_early(refusal, now)
         gone = now - self._missing_since
         if gone >= self.patience:
             text = f"{self.describe()}: the gateway could not be asked for {gone:.0f} s. Last: {error}"
-            return Verdict(Outcome.FAILED, text)
+            return self._unless_early(Verdict(Outcome.FAILED, text), now)
         return self._late(now)
 
     def delay(self, now: float, rand: float = 0.5) -> float:
@@ -172,10 +174,12 @@ class Watch(Generic[T]):
         """
         quiet = max(0.0, now - self._changed)
         pace = min(self.poll_interval, max(1.0, quiet / 5)) * (0.9 + rand / 5)
-        until = [self.deadline - now] if self.deadline is not None else []
         if now < self.not_before:
-            until.append(self.not_before - now)
-        return max(0.0, self._pause, min([pace, *(left for left in until if left > 0)]))
+            pace = min(pace, self.not_before - now)
+        wait = max(pace, self._pause)
+        if self.deadline is not None and now < self.deadline:
+            wait = min(wait, self.deadline - now)
+        return wait
 
     @property
     def pending(self) -> bool:
@@ -189,11 +193,14 @@ class Watch(Generic[T]):
         self._last, self._changed = state, now
         return True
 
+    def _answered(self) -> None:
+        self._missing_since, self._pause, self._error = None, 0.0, None
+
     def _unless_early(self, verdict: Verdict | None, now: float) -> Verdict | None:
         return verdict if now >= self.not_before else None
 
     def _late(self, now: float) -> Verdict | None:
-        if self.deadline is None or now < self.deadline:
+        if self.deadline is None or now < max(self.deadline, self.not_before):
             return None
         text = f"{self.describe()}: the time-out came after {now - self.since:.0f} s."
         if self._error:
@@ -244,12 +251,13 @@ class JobWatch(Watch[Job]):
 
     def missed(self, error: HpcError, now: float) -> Verdict | None:
         if isinstance(error, NotFoundError) and "job" in error.message.lower():
+            self._answered()
             if now - self.since < _VISIBLE_WITHIN:
                 return self._late(now)
             text = (
                 f"{self.describe()} is not known to the gateway. {error} Look for it in Slurm's accounting."
             )
-            return Verdict(Outcome.LOST, text, transient=False)
+            return self._unless_early(Verdict(Outcome.LOST, text, transient=False), now)
         return super().missed(error, now)
 
     def _sight(self) -> JSONObject:
@@ -325,7 +333,7 @@ class FileWatch(Watch[dict[str, tuple[int, int | str]]]):
 
     def delay(self, now: float, rand: float = 0.5) -> float:
         pending = [at + self.stable_for - now for _, at in self._since.values()]
-        return min([super().delay(now, rand), *(max(1.0, left) for left in pending)])
+        return min([super().delay(now, rand), *(max(1.0, self._pause, left) for left in pending)])
 
     @property
     def news(self) -> str:

@@ -1,12 +1,14 @@
 """A throw-away Airflow for tests: home and settings, a migrated database, and what a task sees of it."""
 
 import atexit
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -138,3 +140,30 @@ def connected(gateway: Gateway, connect: Callable[..., None]) -> Iterator[Gatewa
     gateway.faults.clear()
     for service in ("scheduler", "filesystem", "ssh", "s3"):
         gateway.set_health(service, healthy=True)
+
+
+def wait_with(sensor: Any, context: dict[str, Any] | None = None, *, rounds: int = 200) -> Any:
+    """Run a sensor as Airflow would: in the worker, rescheduled, or deferred."""
+    import asyncio
+
+    from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferred
+
+    context = context or context_of(sensor.task_id)
+    for _ in range(rounds):
+        try:
+            return sensor.execute(context)
+        except AirflowRescheduleException as again:
+            time.sleep(max(0.0, (again.reschedule_date - datetime.now(UTC)).total_seconds()))
+            # Airflow starts a rescheduled task in a new process, from the DAG's own copy.
+            sensor = copy.copy(sensor)
+            sensor.__dict__["_watch"] = None
+        except TaskDeferred as deferral:
+            arguments = json.loads(json.dumps(deferral.trigger.serialize()[1]))
+            trigger = type(deferral.trigger)(**arguments)
+
+            async def event(trigger: Any = trigger) -> Any:
+                return await anext(trigger.run())
+
+            payload = json.loads(json.dumps(asyncio.run(event()).payload))
+            return getattr(sensor, deferral.method_name)(context, event=payload)
+    raise AssertionError("the sensor was rescheduled for ever")

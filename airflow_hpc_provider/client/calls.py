@@ -80,7 +80,8 @@ def nothing(_: httpx.Response) -> None:
 def read_json(response: httpx.Response) -> JSONObject:
     """The JSON object in an answer.
 
-    :raises ValueError: the body is no JSON object
+    :raises ValueError: the body is no JSON
+    :raises TypeError: it is JSON, but no object
     """
     body = response.json()
     if not isinstance(body, dict):

@@ -51,7 +51,6 @@ class JobRequest:
     env: Mapping[str, str] = field(default_factory=dict)
     job_name: str | None = None
     working_directory: str | None = None
-    account: str | None = None
     stdout: str | None = None
     stderr: str | None = None
 
@@ -225,7 +224,7 @@ def _refuse_cut_values(env: Mapping[str, str]) -> None:
     for name, value in env.items():
         if not plain_env_value(value):
             raise InvalidInputError(
-                f"env[{name!r}]",
+                f'env["{name}"]',
                 "this value cannot be passed to a script that is on the system or no shell script: commas, "
                 "quotes, newlines and empty values are lost there. Wrap the program in a shell script.",
             )

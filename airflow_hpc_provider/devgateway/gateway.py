@@ -13,8 +13,10 @@ from .app import build
 from .faults import Faults, RequestLog
 from .files import FileSystem, FileSystems
 from .front import Front
+from .jobs import Site
+from .local import LocalScheduler
 from .operations import TOKEN_PATH, operation_of, storage_operation_of
-from .scheduler import LocalScheduler, Scheduler, User
+from .scheduler import Scheduler, User
 from .server import Server, is_loopback
 from .slurm import SlurmScheduler, slurm_is_there
 from .storage import Storage
@@ -90,11 +92,9 @@ class Gateway:
             "transfer_method": transfer_method,
             "directives": tuple(directives),
         }
-        self._scheduler_options: dict[str, Any] = {
-            "cpus": job_cpus,
-            "kill_wait": kill_wait,
-            "partitions": tuple(partitions),
-        }
+        self._partitions = tuple(partitions)
+        self._job_cpus = job_cpus
+        self._kill_wait = kill_wait
         self._use_slurm = scheduler == "slurm" or (scheduler == "auto" and slurm_is_there())
         self._world = World(
             systems={name: self._system(name, connection_mode) for name in self._names},
@@ -122,15 +122,15 @@ class Gateway:
     def _new_scheduler(self, name: str, mode: str) -> Scheduler:
         if self._use_slurm:
             return SlurmScheduler(self._poster)
-        rest = mode == "rest"
-        return LocalScheduler(
+        site = Site(
             self._poster,
             self.root / ".spool" / name,
             cluster=name,
-            directives=not rest,
-            bare_environment=rest,
-            **self._scheduler_options,
+            cpus=self._job_cpus,
+            partitions=self._partitions,
+            rest=mode == "rest",
         )
+        return LocalScheduler(site, kill_wait=self._kill_wait)
 
     def _connect(self, host: str, port: int, storage_port: int, public_host: str | None) -> None:
         front = Front(build(self._world), faults=self.faults, log=self.requests, operation_of=operation_of)

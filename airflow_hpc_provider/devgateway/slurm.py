@@ -80,6 +80,7 @@ class SlurmScheduler:
     def __init__(self, user: User) -> None:
         self.user = user
         self.version = "22.05.8"
+        self._cluster = ""
         self._submitted: list[str] = []
         # Slurm knows the process's own user, whatever name the tokens carry.
         self._login = user_name(os.getuid())
@@ -87,6 +88,8 @@ class SlurmScheduler:
     def start(self) -> None:
         match = re.search(r"\d+\.\d+\.\d+", self._said(["sinfo", "--version"]))
         self.version = match.group() if match else self.version
+        cluster = re.search(r"ClusterName\s*=\s*(\S+)", self._said(["scontrol", "show", "config"]))
+        self._cluster = cluster.group(1) if cluster else ""
 
     def stop(self) -> None:
         """Jobs do not outlive the gateway they came through."""
@@ -225,10 +228,12 @@ class SlurmScheduler:
     # --- records ---
 
     def _accounted(self, job_id: str | None) -> Iterator[Record]:
-        which = [f"--user={self._login}", "--starttime=now-7days"] if job_id is None else [f"--jobs={job_id}"]
+        which = [f"--user={self._login}", "--starttime=now-7days"]
+        if job_id is not None:
+            which = ["--allusers", f"--jobs={job_id}"]
         fields = _SACCT.replace(" ", ",")
         command = ["sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", f"--format={fields}"]
-        done = self._completed([*command, "--allusers" if job_id else "--duplicates", *which])
+        done = self._completed([*command, *which])
         if _NOT_KEPT in done.stderr:
             # Without accounting only the queue is left, which forgets a job minutes after its end.
             return
@@ -243,7 +248,7 @@ class SlurmScheduler:
         if done.returncode and "Invalid job id specified" not in done.stderr:
             raise command_failed(done.stderr, status=done.returncode)
         for row in _rows(done.stdout):
-            yield _squeue_record(dict(zip(_SQUEUE, row, strict=True)))
+            yield _squeue_record(dict(zip(_SQUEUE, row, strict=True)), self._cluster)
 
 
 def _joined(fields: Iterable[str]) -> str:
@@ -314,7 +319,7 @@ def _step(row: dict[str, str]) -> Step:
     )
 
 
-def _squeue_record(row: dict[str, str]) -> Record:
+def _squeue_record(row: dict[str, str], cluster: str) -> Record:
     return Record(
         job_id=row["raw_id"],
         base_id=row["array_id"],
@@ -328,7 +333,7 @@ def _squeue_record(row: dict[str, str]) -> Record:
         user=row["user"],
         group=row["group"],
         working_directory=row["folder"],
-        cluster="",
+        cluster=cluster,
         nodes=row["nodes"],
         node_count=int(row["node_count"] or 0),
         priority=int(row["priority"] or 0),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from airflow_hpc_provider.watch import JobWatch, Outcome
 __all__ = ["HpcDownloadOperator", "HpcUploadOperator"]
 
 
+class _Killed(BaseException):
+    """Raised amid a transfer by a signal handler: nothing that catches errors to try again must catch it."""
+
+
 class _TransferOperator(HpcTask):
     """What both directions share."""
 
@@ -36,7 +41,19 @@ class _TransferOperator(HpcTask):
     def on_kill(self) -> None:
         """End the transfer where it stands, which cancels its job on the system."""
         if self._moving:
-            raise TransferError("The worker was told to end while it moved data.")
+            self._moving = False
+            raise _Killed
+
+    @contextlib.contextmanager
+    def _while_moving(self) -> Iterator[None]:
+        """While data moves, a kill ends it."""
+        self._moving = True
+        try:
+            yield
+        except _Killed:
+            raise TransferError("The worker was told to end while it moved data.") from None
+        finally:
+            self._moving = False
 
     def _wait(self, client: Client, system: System) -> Wait:
         """Waits for the job that moves the data on the system's side."""
@@ -99,9 +116,9 @@ class HpcUploadOperator(_TransferOperator):
     def execute(self, context: Any) -> JSONObject | list[JSONObject]:
         """Copy."""
         del context
-        given = [self.local_path] if isinstance(self.local_path, str | Path) else [*self.local_path]
-        several = not isinstance(self.local_path, str | Path)
+        given, several = _listed(self.local_path)
         sources = [_local_file(path) for path in given]
+        _check_distinct([source.name for source in sources], "local_path")
         _check_shape(self.remote_path)
         hook = self.hook
         with hook.client() as client:
@@ -118,8 +135,7 @@ class HpcUploadOperator(_TransferOperator):
                     files.make_directory(system.name, target if into else _parent(target), parents=True)
                 )
             account = self.account or hook.settings.account
-            self._moving = True
-            try:
+            with self._while_moving():
                 done = [
                     self._report(
                         upload_file(
@@ -131,8 +147,6 @@ class HpcUploadOperator(_TransferOperator):
                     )
                     for source, there in zip(sources, targets, strict=True)
                 ]
-            finally:
-                self._moving = False
         return done if several else done[0]
 
 
@@ -174,12 +188,12 @@ class HpcDownloadOperator(_TransferOperator):
         """Copy."""
         del context
         job = _job_output(self.job, self.remote_path)
-        several = not isinstance(self.remote_path, str)
-        wanted = [str(path) for path in self.remote_path] if several else [str(self.remote_path)]
+        wanted, several = _listed(self.remote_path)
         for path in wanted:
             _check_shape(path, relative=job is not None)
+        _check_distinct([path.rpartition("/")[2] for path in wanted], "remote_path")
+        local = _local(self.local_path)
         into = several or str(self.local_path).endswith("/")
-        local = Path(self.local_path)
         hook = self.hook
         with hook.client() as client:
             system = hook.system(client, self.system or (job or {}).get("system"))
@@ -197,8 +211,7 @@ class HpcDownloadOperator(_TransferOperator):
             if self.make_parents:
                 (local if into else local.parent).mkdir(parents=True, exist_ok=True)
             account = self.account or hook.settings.account
-            self._moving = True
-            try:
+            with self._while_moving():
                 done = []
                 for source in sources:
                     target = local / source.rpartition("/")[2] if into else local
@@ -206,15 +219,34 @@ class HpcDownloadOperator(_TransferOperator):
                         client, system, source, target, wait=self._wait(client, system), account=account
                     )
                     done.append(self._report(moved, system.name, target, "Downloaded"))
-            finally:
-                self._moving = False
         return done if several else done[0]
 
 
-def _local_file(path: str | Path) -> Path:
+def _listed(given: Any) -> tuple[list[Any], bool]:
+    """What was given as a list, and whether it was one."""
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    return (list(given), True) if several else ([given], False)
+
+
+def _check_distinct(names: list[str], field: str) -> None:
+    """In one directory the second file of a name would replace the first."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidInputError(field, f"holds two files of the name {twice!r}; move them one by one.")
+
+
+def _local(path: Any) -> Path:
+    if not isinstance(path, str | Path) or not str(path):
+        said = "is empty" if path == "" else f"is {type(path).__name__}"
+        raise InvalidInputError(
+            "local_path", f"{said}; if it comes from another task, that task did not run or returned nothing."
+        )
+    return Path(path)
+
+
+def _local_file(path: Any) -> Path:
     """A local path that names a file, or nothing is asked of the gateway."""
-    local = Path(path)
-    if not str(path) or not local.exists():
+    local = _local(path)
+    if not local.exists():
         raise InvalidInputError("local_path", f"{str(path)!r} does not exist on this worker.")
     if not local.is_file():
         raise InvalidInputError(

@@ -158,6 +158,14 @@ class HpcSubmitJobOperator(HpcTask):
 
     def execute(self, context: Any) -> JSONObject:
         """Submit, or find the job of an earlier try, and wait."""
+        # Made here, not in the constructor: an operator must be copied, and an event cannot be.
+        self._stop = stop = threading.Event()
+        try:
+            return self._execute(context, stop)
+        finally:
+            self._stop = None
+
+    def _execute(self, context: Any, stop: threading.Event) -> JSONObject:
         hook = self.hook
         with hook.client() as client:
             system = hook.system(client, self.system)
@@ -171,6 +179,8 @@ class HpcSubmitJobOperator(HpcTask):
             submission = self._submit(client, system.name, spec_for, context, request)
             spec = spec_for(submission.name)
             self._job = (system.name, submission.job_id)
+            if stop.is_set():
+                self._stopped(client, context)
             since = datetime.fromtimestamp(submission.since, tz=UTC).isoformat()
             carry = {
                 "spec": {
@@ -190,12 +200,9 @@ class HpcSubmitJobOperator(HpcTask):
                 deadline=deadline(context, self.execution_timeout),
                 poll_interval=self.poll_interval,
             )
-            if self.deferrable:
-                verdict = self._look_briefly(client, watch) or self._defer(watch, carry)
-            else:
-                verdict = self._wait_here(client, watch)
-                if verdict.outcome is Outcome.STOPPED:
-                    self._stopped(client, context)
+            verdict = self._wait(client, watch, carry, stop)
+            if verdict.outcome is Outcome.STOPPED:
+                self._stopped(client, context)
             return self._finish(client, verdict, system.name, submission.job_id, carry)
 
     def execute_complete(self, context: Any, event: Any) -> JSONObject:
@@ -262,17 +269,27 @@ class HpcSubmitJobOperator(HpcTask):
         ti.xcom_push(key="job_id", value=submission.job_id)
         return submission
 
-    def _look_briefly(self, client: Client, watch: JobWatch) -> Verdict | None:
+    def _wait(self, client: Client, watch: JobWatch, carry: JSONObject, stop: threading.Event) -> Verdict:
+        try:
+            if self.deferrable:
+                return self._look_briefly(client, watch, stop) or self._defer(watch, carry)
+            return self.follow(client, watch, stop)
+        except AirflowTaskTimeout:
+            self._cancel(client, watch.system, watch.job_id)
+            raise
+
+    def _look_briefly(self, client: Client, watch: JobWatch, stop: threading.Event) -> Verdict | None:
         """Look a few times before the task is deferred: a job that is over needs no trigger."""
         for pause in _LOOKS_BEFORE_DEFERRING:
-            time.sleep(pause)
+            if stop.wait(pause):
+                return Verdict(Outcome.STOPPED)
             try:
                 verdict = watch.saw(client.send(watch.look()), time.time())
             except HpcError as error:
                 verdict = watch.missed(error, time.time())
             if verdict:
                 return verdict
-        return None
+        return Verdict(Outcome.STOPPED) if stop.is_set() else None
 
     def _defer(self, watch: JobWatch, carry: JSONObject) -> Verdict:
         arguments = asdict(watch) | {"not_before": time.time() + _QUIET}
@@ -285,16 +302,6 @@ class HpcSubmitJobOperator(HpcTask):
         self.log.info("%s: %s. Waiting in the triggerer.", watch.describe(), watch.news)
         self.defer_to(trigger, until=watch.deadline)
 
-    def _wait_here(self, client: Client, watch: JobWatch) -> Verdict:
-        self._stop = threading.Event()
-        try:
-            return self.follow(client, watch, self._stop)
-        except AirflowTaskTimeout:
-            self._cancel(client, watch.system, watch.job_id)
-            raise
-        finally:
-            self._stop = None
-
     def _stopped(self, client: Client, context: Any) -> None:
         """The process was told to end: by a user, who wants the job gone, or by those who run Airflow."""
         system, job_id = self._job or ("", "")
@@ -302,7 +309,7 @@ class HpcSubmitJobOperator(HpcTask):
         states = ti.get_task_states(
             dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
         )
-        if "running" in states.get(ti.run_id, {}).values():
+        if not self.cancel_on_kill or "running" in states.get(ti.run_id, {}).values():
             raise WatchError(
                 f"This worker was told to end; job {job_id} on system {system} goes on; a retry finds it."
             )

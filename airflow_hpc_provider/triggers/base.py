@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_hpc_provider.client.calls import JSONObject
@@ -48,6 +49,8 @@ class HpcTrigger(BaseTrigger):
                 await self.settle(client, verdict)
         except HpcError as error:
             verdict = Verdict(Outcome.FAILED, str(error), transient=error.transient)
+        except AirflowException as error:  # the connection cannot be had
+            verdict = Verdict(Outcome.FAILED, str(error))
         yield TriggerEvent(verdict.to_event() | {"carry": self.carry})  # type: ignore[no-untyped-call]
 
     async def settle(self, client: AsyncClient, verdict: Verdict) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from asgiref.sync import sync_to_async
-
 from airflow_hpc_provider.client import jobs
 from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import HpcError
@@ -62,6 +60,7 @@ class HpcJobTrigger(HpcTrigger):
     async def _still_deferred(self) -> bool:
         """A slow triggerer has its triggers moved, and then calls ``on_kill`` as for a user's kill."""
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415  slow to import
+        from asgiref.sync import sync_to_async  # noqa: PLC0415  the same
 
         ti = self.task_instance
         if ti is None:

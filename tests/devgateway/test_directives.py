@@ -12,7 +12,7 @@ from airflow_hpc_provider.devgateway.directives import (
     parse_script,
     parse_time,
 )
-from airflow_hpc_provider.devgateway.scheduler import _fill
+from airflow_hpc_provider.devgateway.launch import fill_pattern
 
 
 def header(*lines):
@@ -136,4 +136,4 @@ def test_fields_of_the_request_win_over_the_script():
     [("a-%j.log", "a-12.log"), ("%4a_%A", "0003_10"), ("100%%", "100%"), ("%x.%q", "job.%q"), (r"\%j", "%j")],
 )
 def test_file_name_patterns(pattern, name):
-    assert _fill(pattern, {"j": "12", "A": "10", "a": "3", "x": "job"}) == name
+    assert fill_pattern(pattern, {"j": "12", "A": "10", "a": "3", "x": "job"}) == name

@@ -1,7 +1,8 @@
 """Staged transfers, and the storage they go through."""
 
+import contextlib
 import hashlib
-import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -61,18 +62,27 @@ def test_an_upload_in_parts_becomes_a_file(small, api):
     assert "File was successfully downloaded" in log
 
 
+def napping(job_id):
+    """Whether the job is in its `sleep` between two looks."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            mine = f"SLURM_JOB_ID={job_id}\0".encode() in (process / "environ").read_bytes()
+            if mine and (process / "comm").read_text() == "sleep\n":
+                return True
+    return False
+
+
 def test_attaching_ends_the_nap_of_an_upload(make_gateway, make_api):
     gateway = make_gateway(ingress_poll=60)
     api = make_api(gateway)
     made = begin_upload(api, gateway.home / "f", 3)
-    log = gateway.home / made["transferJob"]["logs"]["outputLog"]
     job_id = made["transferJob"]["jobId"]
-    api.wait(job_id, lambda _: log.exists() and "Waiting" in log.read_text())
-    time.sleep(0.3)
+    api.wait(job_id, lambda _: napping(job_id))
     tags = [answer.headers["etag"] for answer in put_parts(made["transferDirectives"], b"abc")]
     complete(made["transferDirectives"], tags)
-    kill_nap = "for p in $(pgrep -x sleep); do grep -qz SLURM_JOB_ID=$SLURM_JOB_ID /proc/$p/environ && kill $p; done; true"
-    api.put(f"compute/jobs/{job_id}/attach", command=kill_nap)
+    kill_nap = "kill $(grep -lz SLURM_JOB_ID=$SLURM_JOB_ID /proc/*/environ 2>&- | xargs -n1 dirname"
+    kill_nap += " | while read p; do grep -qx sleep $p/comm && basename $p; done)"
+    assert api.put(f"compute/jobs/{job_id}/attach", command=kill_nap).status_code == 204
     assert api.wait(job_id)[0]["status"]["state"] == "COMPLETED"
     assert (gateway.home / "f").read_text() == "abc"
 

@@ -71,9 +71,9 @@ def test_an_answer_that_says_nothing_is_read_as_nothing():
 
 def test_an_object_is_read_and_anything_else_is_none():
     assert read_json(answer({"a": 1})) == {"a": 1}
-    for body in ([], "x", 1, None):
+    for content in (b"[]", b'"x"', b"1", b"null"):
         with pytest.raises(TypeError, match="instead of an object"):
-            read_json(answer(body))
+            read_json(answer(content=content))
 
 
 def test_both_spellings_and_nulls_read_alike():
