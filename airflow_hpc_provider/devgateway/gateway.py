@@ -143,6 +143,9 @@ class Gateway:
         self.url = f"http://{bracketed}:{self._server.port}"
         self.token_url = self._tokens.token_url = f"{self.url}{TOKEN_PATH}"
         self.storage_url = self.storage.public_url = f"http://{bracketed}:{self._storage_server.port}"
+        near = f"[{host}]" if ":" in host else host
+        near = near if is_loopback(host) else "127.0.0.1"
+        self.storage.private_url = f"http://{near}:{self._storage_server.port}"
         self._default_client = Client(self.client_id, self.user, secret=self.client_secret)
         self._tokens.register(self._default_client)
         self.faults.on_expire_tokens = self._tokens.expire_all

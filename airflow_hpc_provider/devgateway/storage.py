@@ -62,6 +62,8 @@ class Storage:
 
     def __init__(self, folder: Path, *, lifetime: int = 604_800) -> None:
         self.public_url = ""
+        #: Where jobs on this machine reach the storage; clients may know it under another name.
+        self.private_url = ""
         self.lifetime = lifetime
         #: Requests that carried an Authorization header to a presigned URL: a leaked bearer token.
         self.leaked_tokens = 0
@@ -90,25 +92,22 @@ class Storage:
             self._uploads[upload_id] = _Upload(bucket, key, folder)
         return upload_id
 
-    def part_urls(self, upload_id: str, count: int) -> list[str]:
-        upload = self._uploads[upload_id]
-        return [
-            self._presign(
-                "PUT", upload.bucket, upload.key, {"uploadId": upload_id, "partNumber": str(number)}
-            )
-            for number in range(1, count + 1)
-        ]
+    def part_urls(self, upload_id: str, count: int, *, private: bool = False) -> list[str]:
+        upload, numbers = self._uploads[upload_id], range(1, count + 1)
+        queries = [{"uploadId": upload_id, "partNumber": str(number)} for number in numbers]
+        return [self._presign("PUT", upload.bucket, upload.key, query, private=private) for query in queries]
 
-    def complete_url(self, upload_id: str) -> str:
+    def complete_url(self, upload_id: str, *, private: bool = False) -> str:
         upload = self._uploads[upload_id]
-        return self._presign("POST", upload.bucket, upload.key, {"uploadId": upload_id})
+        return self._presign("POST", upload.bucket, upload.key, {"uploadId": upload_id}, private=private)
 
-    def object_url(self, bucket: str, key: str, *, method: str = "GET") -> str:
-        return self._presign(method, bucket, key, {})
+    def object_url(self, bucket: str, key: str, *, method: str = "GET", private: bool = False) -> str:
+        return self._presign(method, bucket, key, {}, private=private)
 
     # --- signatures ---
 
-    def _presign(self, method: str, bucket: str, key: str, query: dict[str, str]) -> str:
+    def _presign(self, method: str, bucket: str, key: str, query: dict[str, str], *, private: bool) -> str:
+        origin = self.private_url if private else self.public_url
         path = "/" + quote(f"{bucket}/{key}", safe="/~")
         now = time.gmtime()
         scope = f"{time.strftime('%Y%m%d', now)}/{_REGION}/s3/aws4_request"
@@ -120,9 +119,8 @@ class Storage:
             "X-Amz-Expires": str(self.lifetime),
             "X-Amz-SignedHeaders": "host",
         }
-        host = self.public_url.partition("://")[2]
-        signature = self._signature(method, path, signed, host)
-        return f"{self.public_url}{path}?{_canonical(signed)}&X-Amz-Signature={signature}"
+        signature = self._signature(method, path, signed, origin.partition("://")[2])
+        return f"{origin}{path}?{_canonical(signed)}&X-Amz-Signature={signature}"
 
     def _signature(self, method: str, path: str, query: dict[str, str], host: str) -> str:
         """AWS's signature version 4 of a presigned URL."""

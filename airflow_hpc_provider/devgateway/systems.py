@@ -137,8 +137,6 @@ class World:
     storage: Storage
     faults: Faults
     ingress_poll: float = 1.0
-    #: Where jobs on this machine reach the storage; the public URL may be another one.
-    private_storage_url: str = ""
 
     def system(self, name: str) -> System:
         try:

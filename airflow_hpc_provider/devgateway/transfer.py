@@ -33,10 +33,8 @@ def upload(call: Call) -> Response:
     storage, limit = call.world.storage, call.system.max_part_size
     bucket, key = call.world.user.name, f"{uuid.uuid4()}/{Path(path).name}"
     upload_id = storage.create_upload(bucket, key)
-    head, get = (
-        _private(call, storage.object_url(bucket, key, method="HEAD")),
-        _private(call, storage.object_url(bucket, key)),
-    )
+    head = storage.object_url(bucket, key, method="HEAD", private=True)
+    get = storage.object_url(bucket, key, private=True)
     step = _python("ingress", str(call.system.files.locate(path)), head, get)
     job = _submit(call, "IngressFileTransfer", _ingress_script(step, call.world.ingress_poll), body)
     directives = {
@@ -56,8 +54,8 @@ def download(call: Call) -> Response:
     storage, limit = call.world.storage, call.system.max_part_size
     bucket, key = call.world.user.name, f"{uuid.uuid4()}/{Path(path).name}"
     upload_id = storage.create_upload(bucket, key)
-    parts = [_private(call, url) for url in storage.part_urls(upload_id, math.ceil(size / limit))]
-    complete = _private(call, storage.complete_url(upload_id))
+    parts = storage.part_urls(upload_id, math.ceil(size / limit), private=True)
+    complete = storage.complete_url(upload_id, private=True)
     step = _python("egress", str(call.system.files.locate(path)), str(limit), complete, *parts)
     job = _submit(call, "OutgressFileTransfer", f"{step}\n", body)
     directives = {"transferMethod": "s3", "downloadUrl": storage.object_url(bucket, key)}
@@ -114,12 +112,6 @@ def _directives(call: Call, body: Fields) -> Fields:
     if method != call.system.transfer_method:
         raise GatewayError(400, "Requested transfer method is not available.")
     return directives
-
-
-def _private(call: Call, url: str) -> str:
-    """The same URL as jobs reach it; the signature holds the public host, so only the origin may differ."""
-    public, private = call.world.storage.public_url, call.world.private_storage_url
-    return url if not private else url.replace(public, private, 1)
 
 
 def _python(*words: str) -> str:

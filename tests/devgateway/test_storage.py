@@ -122,6 +122,22 @@ def test_a_download_url_is_empty_before_its_job_ran(make_gateway, make_api):
     assert httpx.get(made.json()["transferDirectives"]["downloadUrl"]).status_code == 404
 
 
+def test_jobs_reach_the_storage_under_its_near_name(make_gateway, make_api):
+    gateway = make_gateway(public_host="gateway.example", ingress_poll=0.1)
+    gateway.url = gateway.url.replace("gateway.example", "127.0.0.1")
+    api = make_api(gateway)
+    made = begin_upload(api, gateway.home / "f", 3)
+    urls = [made["transferDirectives"]["partsUploadUrls"][0], made["transferDirectives"]["completeUploadUrl"]]
+    # A client elsewhere resolves that name; here it is only what the signature holds.
+    headers = {"host": httpx.URL(urls[0]).netloc.decode()}
+    part, complete_url = (url.replace("gateway.example", "127.0.0.1") for url in urls)
+    tag = httpx.put(part, content=b"abc", headers=headers).headers["etag"]
+    body = f"<Part><PartNumber>1</PartNumber><ETag>{tag}</ETag></Part>"
+    assert httpx.post(complete_url, content=body, headers=headers).status_code == 200
+    assert api.wait(made["transferJob"]["jobId"])[0]["status"]["state"] == "COMPLETED"
+    assert (gateway.home / "f").read_text() == "abc"
+
+
 def test_an_empty_download_fails_its_job(small, api):
     (small.home / "empty").touch()
     directives = {"transferMethod": "s3"}
