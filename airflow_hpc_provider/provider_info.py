@@ -2,6 +2,8 @@
 
 from typing import Any
 
+__all__ = ["get_provider_info"]
+
 _NAME = "HPC (FirecREST)"
 
 

@@ -10,7 +10,7 @@ import asyncio
 import fnmatch
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -249,6 +249,10 @@ class JobWatch(Watch[Job]):
                 return None
         return Verdict(Outcome.DONE, f"{self.describe()} is {seen.state.value}.", data=seen.to_json())
 
+    @property
+    def pending(self) -> bool:
+        return self._ended is not None
+
     def missed(self, error: HpcError, now: float) -> Verdict | None:
         if isinstance(error, NotFoundError) and "job" in error.message.lower():
             self._answered()
@@ -421,6 +425,7 @@ async def follow_async(
     client: AsyncClient,
     watch: Watch[T],
     *,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.time,
     after_look: Callable[[], None] = lambda: None,
 ) -> Verdict:
@@ -433,4 +438,4 @@ async def follow_async(
         if verdict:
             return verdict
         after_look()
-        await asyncio.sleep(watch.delay(clock(), random.random()))  # noqa: S311  spreads looks, guards nothing
+        await sleep(watch.delay(clock(), random.random()))  # noqa: S311  spreads looks, guards nothing

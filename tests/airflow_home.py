@@ -94,6 +94,10 @@ class TaskInstance:
     start_date: datetime = field(default_factory=lambda: datetime.now(UTC))
     state: str = "running"
     xcoms: dict[str, Any] = field(default_factory=dict)
+    first_rescheduled: datetime | None = None
+
+    def get_first_reschedule_date(self, _: Any) -> datetime | None:
+        return self.first_rescheduled
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
@@ -153,6 +157,7 @@ def wait_with(sensor: Any, context: dict[str, Any] | None = None, *, rounds: int
         try:
             return sensor.execute(context)
         except AirflowRescheduleException as again:
+            context["ti"].first_rescheduled = context["ti"].first_rescheduled or context["ti"].start_date
             time.sleep(max(0.0, (again.reschedule_date - datetime.now(UTC)).total_seconds()))
             # Airflow starts a rescheduled task in a new process, from the DAG's own copy.
             sensor = copy.copy(sensor)
@@ -165,5 +170,5 @@ def wait_with(sensor: Any, context: dict[str, Any] | None = None, *, rounds: int
                 return await anext(trigger.run())
 
             payload = json.loads(json.dumps(asyncio.run(event()).payload))
-            return getattr(sensor, deferral.method_name)(context, event=payload)
+            return sensor.resume_execution(deferral.method_name, {"event": payload}, context)
     raise AssertionError("the sensor was rescheduled for ever")

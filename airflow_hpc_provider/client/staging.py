@@ -121,8 +121,15 @@ class Storage:
         )
         body = f"<CompleteMultipartUpload>{rows}</CompleteMultipartUpload>".encode()
 
+        tries = 0
+
         def send() -> None:
+            nonlocal tries
+            tries += 1
             answer = self._http.post(url, content=body, headers={"Content-Type": "application/xml"})
+            # A try whose answer was lost has joined them, and then there is no such upload any more.
+            if tries > 1 and answer.status_code == 404 and "NoSuchUpload" in answer.text:
+                return
             _check(answer, "join the parts")
             # S3 may answer 200 and put the failure into the body.
             with contextlib.suppress(ET.ParseError):
@@ -443,7 +450,7 @@ def _s3_message(answer: httpx.Response) -> str:
     except ET.ParseError:
         return re.sub(r"\s+", " ", answer.text)[:200] or answer.reason_phrase
     said = {_local(item.tag): item.text or "" for item in document}
-    return ": ".join(word for word in (said.get("Code"), said.get("Message")) if word)
+    return ": ".join(word for word in (said.get("Code"), said.get("Message")) if word).rstrip(".")
 
 
 def _local(tag: str) -> str:

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
-from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, AirflowTaskTimeout
 
+from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import HpcError, JobLostError, WatchError
 from airflow_hpc_provider.client.session import Client
 from airflow_hpc_provider.hooks.hpc import HpcHook
-from airflow_hpc_provider.tasks import HpcTask, carried, default_deferrable
+from airflow_hpc_provider.tasks import HpcTask, carried, deadline, default_deferrable
 from airflow_hpc_provider.triggers.base import HpcTrigger
 from airflow_hpc_provider.watch import Outcome, Verdict, Watch
 
@@ -53,24 +54,39 @@ class HpcSensor(HpcTask, BaseSensorOperator):
         if not self.deferrable:
             return super().execute(context)
         with self.hook.client() as client:
-            watch = self._made(client)
+            watch = self._made(client, context)
             watch.deadline = time.time() + self.timeout
+            # Airflow does not enforce it while a task is deferred.
+            limit = deadline(context, self.execution_timeout)
+            limited = limit is not None and limit < watch.deadline
+            watch.deadline = limit if limited else watch.deadline
+            carry = {"execution_timeout": limited}
             verdict = self._look(client, watch)
         if verdict is not None:
-            return self._end(verdict)
-        trigger = self.trigger_type(hpc_conn_id=self.hpc_conn_id, **asdict(watch))
+            return self._judged(verdict, carry)
+        trigger = self.trigger_type(hpc_conn_id=self.hpc_conn_id, carry=carry, **asdict(watch))
         return self.defer_to(trigger, until=watch.deadline)
 
     def execute_complete(self, context: Any, event: Any) -> Any:
         """Take up the task after the trigger's verdict."""
         del context
-        return self._end(carried(event)[0])
+        return self._judged(*carried(event))
+
+    def _judged(self, verdict: Verdict, carry: JSONObject) -> Any:
+        """What Airflow makes of errors of a sensor that pokes, for one that was deferred."""
+        if verdict.outcome is Outcome.TIMEOUT and carry["execution_timeout"]:
+            raise AirflowTaskTimeout(verdict.message)
+        try:
+            return self._end(verdict)
+        except HpcError as error:
+            if self.never_fail:
+                raise AirflowSkipException("Skipping due to never_fail is set to True.") from error
+            raise
 
     def poke(self, context: Any) -> PokeReturnValue:
         """Look once; again at once only while something is seen that may be about to come."""
-        del context
         with self.hook.client() as client:
-            watch = self._watch = self._watch or self._made(client)
+            watch = self._watch = self._watch or self._made(client, context)
             verdict = self._look(client, watch)
             while verdict is None and self.reschedule and watch.pending:
                 time.sleep(watch.delay(time.time()))
@@ -79,8 +95,11 @@ class HpcSensor(HpcTask, BaseSensorOperator):
             is_done=verdict is not None, xcom_value=self._end(verdict) if verdict else None
         )
 
-    def _made(self, client: Client) -> Watch[Any]:
-        return self.watch_for(client, self.hook, since=time.time(), poll_interval=self.poke_interval)
+    def _made(self, client: Client, context: Any) -> Watch[Any]:
+        # A sensor that is rescheduled starts anew each time, but its wait began with the first.
+        first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
+        since = first.timestamp() if first else time.time()
+        return self.watch_for(client, self.hook, since=since, poll_interval=self.poke_interval)
 
     def _look(self, client: Client, watch: Watch[Any]) -> Verdict | None:
         try:
@@ -89,7 +108,8 @@ class HpcSensor(HpcTask, BaseSensorOperator):
             verdict = watch.missed(error, time.time())
             if verdict is None:
                 self.log.warning("%s", error)
-        self.log.info("%s: %s.", watch.describe(), getattr(watch, "news", ""))
+        if verdict is None:
+            self.log.info("%s: %s.", watch.describe(), getattr(watch, "news", ""))
         return verdict
 
     def _end(self, verdict: Verdict) -> Any:

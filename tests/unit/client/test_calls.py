@@ -77,7 +77,10 @@ def test_an_object_is_read_and_anything_else_is_none():
 
 
 def test_both_spellings_and_nulls_read_alike():
-    assert plain({"maxPartSize": 1, "max_part_size_2": 2, "gone": None}) == {"maxpartsize": 1, "maxpartsize2": 2}
+    assert plain({"maxPartSize": 1, "max_part_size_2": 2, "gone": None}) == {
+        "maxpartsize": 1,
+        "maxpartsize2": 2,
+    }
     with pytest.raises(AttributeError):
         plain(["no", "object"])
 

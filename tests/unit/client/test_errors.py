@@ -142,7 +142,7 @@ def test_an_error_without_system_and_id_is_a_sentence_too():
 
 def test_an_error_that_has_a_remedy_tells_it():
     assert str(said(403, "accounting/QOS policy limit exceeded")).endswith("let the task retry later.")
-    assert "check that token_url and host" in str(said(401, "Access token is invalid."))
+    assert "check that the connection's token_url" in str(said(401, "Access token is invalid."))
 
 
 def test_causes_are_told_once():

@@ -20,14 +20,26 @@ from airflow_hpc_provider.client.errors import (
     RejectedError,
     UnavailableError,
 )
-from airflow_hpc_provider.client.jobs import Element, Job, JobMetadata, JobSpec, check_job_id, read_job, window_for
+from airflow_hpc_provider.client.jobs import (
+    Element,
+    Job,
+    JobMetadata,
+    JobSpec,
+    check_job_id,
+    read_job,
+    window_for,
+)
 from airflow_hpc_provider.client.states import JobState
 
 # Recorded bodies of real gateways, where the team keeps them; the project itself does without.
 RECORDED = Path(__file__).parents[4] / "shared" / "contract" / "responses"
 
 START, END = 1795320761, 1795320843
-BATCH = {"id": "20.batch", "name": "batch", "status": {"state": "CANCELLED", "exitCode": 0, "interruptSignal": 15}}
+BATCH = {
+    "id": "20.batch",
+    "name": "batch",
+    "status": {"state": "CANCELLED", "exitCode": 0, "interruptSignal": 15},
+}
 
 
 def record(job_id="20", state="COMPLETED", **changes):
@@ -156,7 +168,17 @@ def test_a_job_that_is_not_over_has_no_exit_code(state):
 def test_an_incomplete_record_of_accounting_is_read_for_what_it_knows():
     job = read_job(
         "7",
-        [record("7", "FAILED", name="allocation", group="root", partition="", workingDirectory="", time={"limit": None})],
+        [
+            record(
+                "7",
+                "FAILED",
+                name="allocation",
+                group="root",
+                partition="",
+                workingDirectory="",
+                time={"limit": None},
+            )
+        ],
     )
     assert (job.state, job.name, job.partition, job.working_directory, job.limit) == (
         JobState.FAILED,
@@ -197,7 +219,11 @@ def test_an_array_just_submitted_is_one_pending_raw_id():
 
 
 def test_an_array_of_which_only_raw_ids_are_known_runs():
-    records = [queued("12", "PENDING", status={"stateReason": "JobArrayTaskLimit"}), queued("14"), queued("13")]
+    records = [
+        queued("12", "PENDING", status={"stateReason": "JobArrayTaskLimit"}),
+        queued("14"),
+        queued("13"),
+    ]
     job = read_job("12", records, expected=FOUR)
     assert (job.state, job.elements) == (JobState.RUNNING, ())
 
@@ -206,7 +232,9 @@ def test_a_running_array_is_told_by_both_sources_and_counted_once():
     records = [
         record("21_0", "RUNNING"),
         record("21_1", "COMPLETED"),
-        record("21_[2-5%2]", "PENDING", nodes="None assigned", time={"start": None, "end": None, "elapsed": 0}),
+        record(
+            "21_[2-5%2]", "PENDING", nodes="None assigned", time={"start": None, "end": None, "elapsed": 0}
+        ),
         queued("22"),
         queued("21", "PENDING"),
     ]
@@ -241,7 +269,8 @@ def test_a_waiting_rest_that_overlaps_what_runs_takes_nothing_back():
 def test_an_array_is_done_when_each_element_is_and_names_those_that_failed():
     states = ["COMPLETED", "COMPLETED", "FAILED", "COMPLETED"]
     records = [
-        record(f"12_{index}", state, status={"exitCode": int(state == "FAILED")}) for index, state in enumerate(states)
+        record(f"12_{index}", state, status={"exitCode": int(state == "FAILED")})
+        for index, state in enumerate(states)
     ]
     job = read_job("12", records, expected=FOUR)
     assert (job.state, job.exit_code, job.failed_indices) == (JobState.FAILED, 1, (2,))
@@ -290,14 +319,24 @@ def test_an_array_with_a_missing_element_waits_on():
 
 
 WORDS = st.sampled_from(
-    ["COMPLETED", "FAILED", "CANCELLED by 7", "TIMEOUT", "NODE_FAIL", "PENDING", "RUNNING", "COMPLETING", "ODD"]
+    [
+        "COMPLETED",
+        "FAILED",
+        "CANCELLED by 7",
+        "TIMEOUT",
+        "NODE_FAIL",
+        "PENDING",
+        "RUNNING",
+        "COMPLETING",
+        "ODD",
+    ]
 )
 MOSTLY_OVER = st.one_of(st.just("COMPLETED"), WORDS)
 
 
 @st.composite
 def arrays(draw):
-    """Expected indices, and records of some of them: by accounting, as waiting rests, by raw ids, several times."""
+    """Expected indices, and records of some: of accounting, of waiting rests, of raw ids, repeatedly."""
     expected = draw(st.frozensets(st.integers(0, 30), min_size=1, max_size=8))
     state = draw(st.sampled_from([st.just("COMPLETED"), MOSTLY_OVER, WORDS]))
     singles = draw(st.lists(st.sampled_from(sorted(expected)), max_size=12))
@@ -308,8 +347,7 @@ def arrays(draw):
         some = draw(st.sets(st.sampled_from(sorted(expected)), min_size=1))
         limit = draw(st.sampled_from(["", "%2"]))
         records.append((f"12_[{','.join(map(str, sorted(some)))}{limit}]", draw(state), some))
-    for raw in draw(st.lists(st.integers(12, 40), max_size=3)):
-        records.append((str(raw), draw(state), set()))
+    records += [(str(raw), draw(state), set()) for raw in draw(st.lists(st.integers(12, 40), max_size=3))]
     return expected, draw(st.permutations(records or [("12", draw(state), set())]))
 
 
@@ -368,7 +406,9 @@ def recorded():
 @pytest.mark.parametrize(
     "body",
     [*recorded()]
-    or [pytest.param(None, marks=pytest.mark.skip(reason="the recorded bodies of real gateways are not here"))],
+    or [
+        pytest.param(None, marks=pytest.mark.skip(reason="the recorded bodies of real gateways are not here"))
+    ],
 )
 def test_every_recorded_answer_is_read(body):
     listed = ask(jobs.listing("daint"), body)
@@ -386,7 +426,13 @@ def test_every_recorded_answer_is_read(body):
 
 @pytest.mark.parametrize(
     ("value", "job_id"),
-    [("12", "12"), (12, "12"), (" 12\n", "12"), ({"job_id": "12", "state": "COMPLETED"}, "12"), ("123abc", "123abc")],
+    [
+        ("12", "12"),
+        (12, "12"),
+        (" 12\n", "12"),
+        ({"job_id": "12", "state": "COMPLETED"}, "12"),
+        ("123abc", "123abc"),
+    ],
 )
 def test_a_job_id_is_text_a_number_or_a_result(value, job_id):
     assert check_job_id(value) == job_id
@@ -410,7 +456,7 @@ def test_a_job_id_is_text_a_number_or_a_result(value, job_id):
         (True, "no job id"),
         (1.0, "no job id"),
         (["12"], "no job id"),
-        ("１２", "no job id"),
+        ("\uff11\uff12", "no job id"),
         ("12\x00", "no job id"),
     ],
 )
@@ -470,7 +516,12 @@ def test_a_submission_sends_what_is_set_in_firecrests_words():
         env={"A": "1"},
     )
     call = jobs.submit("da/int", spec)
-    assert (call.method, call.path, call.system, call.replayable) == ("POST", "/compute/da%2Fint/jobs", "da/int", False)
+    assert (call.method, call.path, call.system, call.replayable) == (
+        "POST",
+        "/compute/da%2Fint/jobs",
+        "da/int",
+        False,
+    )
     assert call.json == {
         "job": {
             "name": "n",
@@ -519,10 +570,17 @@ def test_an_answer_without_a_job_id_may_have_submitted_the_job(body):
         ),
         (jobs.metadata("daint", "7"), "GET", "/compute/daint/jobs/7/metadata", {}, None, True),
         (jobs.cancel("daint", "7"), "DELETE", "/compute/daint/jobs/7", {}, None, True),
-        (jobs.attach("daint", "7", "ls"), "PUT", "/compute/daint/jobs/7/attach", {}, {"command": "ls"}, False),
+        (
+            jobs.attach("daint", "7", "ls"),
+            "PUT",
+            "/compute/daint/jobs/7/attach",
+            {},
+            {"command": "ls"},
+            False,
+        ),
     ],
 )
-def test_each_call_asks_its_endpoint(call, method, path, params, body, replayable):
+def test_each_call_asks_its_endpoint(call, method, path, params, body, replayable):  # noqa: PLR0917
     assert (call.method, call.path, dict(call.params), call.json, call.replayable) == (
         method,
         path,
@@ -533,7 +591,14 @@ def test_each_call_asks_its_endpoint(call, method, path, params, body, replayabl
 
 
 @pytest.mark.parametrize(
-    "call", [jobs.get, jobs.ids, jobs.metadata, jobs.cancel, lambda system, job_id: jobs.attach(system, job_id, "ls")]
+    "call",
+    [
+        jobs.get,
+        jobs.ids,
+        jobs.metadata,
+        jobs.cancel,
+        lambda system, job_id: jobs.attach(system, job_id, "ls"),
+    ],
 )
 def test_no_job_id_can_lead_to_another_endpoint(call):
     for odd in ("", "../../status", "12/metadata", "12?x", "12_3"):
@@ -547,7 +612,9 @@ def test_a_job_is_read_by_what_it_was_submitted_with():
     assert ask(call, {"jobs": [record("12_0"), record("12_1")]}).state is JobState.COMPLETED
 
 
-@pytest.mark.parametrize("body", [{"jobs": []}, {"jobs": None}, {}, {"jobs": [{}]}, {"jobs": [{"jobId": "1"}]}, {"jobs": 1}])
+@pytest.mark.parametrize(
+    "body", [{"jobs": []}, {"jobs": None}, {}, {"jobs": [{}]}, {"jobs": [{"jobId": "1"}]}, {"jobs": 1}]
+)
 def test_an_answer_without_a_record_is_told(body):
     with pytest.raises(BadAnswerError, match="read job 12"):
         ask(jobs.get("daint", "12"), body)
@@ -559,7 +626,15 @@ def test_the_ids_of_an_array_are_those_of_all_its_elements():
 
 
 def test_listed_arrays_are_put_together_and_jobs_come_in_the_order_of_their_ids():
-    body = {"jobs": [record("100"), record("12_1", "RUNNING"), record("9"), record("12_0"), record("12_[2-3]", "PENDING")]}
+    body = {
+        "jobs": [
+            record("100"),
+            record("12_1", "RUNNING"),
+            record("9"),
+            record("12_0"),
+            record("12_[2-3]", "PENDING"),
+        ]
+    }
     listed = ask(jobs.listing("daint"), body)
     assert [(job.job_id, job.state.value, len(job.elements)) for job in listed] == [
         ("9", "COMPLETED", 0),
@@ -569,7 +644,10 @@ def test_listed_arrays_are_put_together_and_jobs_come_in_the_order_of_their_ids(
 
 
 def test_an_id_that_is_no_number_comes_first():
-    assert [job.job_id for job in ask(jobs.listing("x"), {"jobs": [record("5"), record("1a")]})] == ["1a", "5"]
+    assert [job.job_id for job in ask(jobs.listing("x"), {"jobs": [record("5"), record("1a")]})] == [
+        "1a",
+        "5",
+    ]
 
 
 def test_a_gateway_that_ignores_the_name_is_not_believed():
@@ -593,7 +671,9 @@ def test_metadata_are_read_where_they_are_known():
 
 # --- cancel -----------------------------------------------------------------------------------------------
 
-SCANCEL = "Unexpected Slurm command response. exit_status:{} std_err:scancel: error: Kill job error on job id 9: {}\n"
+SCANCEL = (
+    "Unexpected Slurm command response. exit_status:{} std_err:scancel: error: Kill job error on job 9: {}\n"
+)
 
 
 def refusal(kind, status, message):

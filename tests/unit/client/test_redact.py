@@ -133,6 +133,7 @@ SIGNATURE = "f00dfeed" * 8
 @pytest.mark.parametrize("world", WORLDS, ids=["blocking", "on-loop"])
 def test_no_log_of_a_call_holds_a_token_even_if_the_gateway_echoes_it(world, caplog):
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")  # Airflow quietens it
     call: Call[None] = Call(doing="look", method="GET", path="/status", read=nothing, replayable=True)
     refusal = Reply(401, {"message": f"bad token {TOKEN}"}, {"Auth-Token": TOKEN})
     with (
@@ -151,6 +152,7 @@ def test_no_log_of_a_call_holds_a_token_even_if_the_gateway_echoes_it(world, cap
 def test_no_log_of_a_presigned_request_holds_its_signature(answer, caplog):
     guard_logs()
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")  # Airflow quietens it
     with serve(in_turn(answer)) as storage:
         url = f"{storage.url}/bucket/key?X-Amz-Credential=AKIA&X-Amz-Signature={SIGNATURE}"
         with suppress(httpx.TransportError):
@@ -170,6 +172,7 @@ def test_no_log_of_a_presigned_request_holds_its_signature(answer, caplog):
 def test_a_redirect_to_a_presigned_url_is_logged_without_its_query(caplog):
     guard_logs()
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")  # Airflow quietens it
     target = f"https://s3.example.org/b/k?X-Amz-Signature={SIGNATURE}"
     with serve(in_turn(Reply(302, b"", {"Location": target}))) as server:
         httpx.get(server.url)

@@ -18,7 +18,9 @@ JOB = {
     "workingDirectory": "/home/u",
     "logs": {"outputLog": "/home/u/.f7t_1.log", "errorLog": "/home/u/.f7t_2.log"},
 }
-TOLD = TransferJob(job_id="42", system="daint", output_log="/home/u/.f7t_1.log", error_log="/home/u/.f7t_2.log")
+TOLD = TransferJob(
+    job_id="42", system="daint", output_log="/home/u/.f7t_1.log", error_log="/home/u/.f7t_2.log"
+)
 
 
 def upload_answer(count=2, **changes):
@@ -52,7 +54,11 @@ def test_parts_cover_a_file_without_gap_or_overlap(size, part_size):
 
 def test_an_upload_is_asked_for_with_its_size():
     call = transfers.start_upload("da/int", "/w//in.nc", 11, account="staff")
-    assert (call.method, call.path, call.replayable) == ("POST", "/filesystem/da%2Fint/transfer/upload", False)
+    assert (call.method, call.path, call.replayable) == (
+        "POST",
+        "/filesystem/da%2Fint/transfer/upload",
+        False,
+    )
     assert call.json == {
         "path": "/w/in.nc",
         "transferDirectives": {"transferMethod": "s3", "fileSize": 11},
@@ -103,7 +109,7 @@ def test_an_empty_file_is_never_staged():
     ],
 )
 def test_a_plan_that_does_not_fit_the_file_is_no_plan(answer):
-    with pytest.raises(BadAnswerError, match="start the upload to /w/in.nc"):
+    with pytest.raises(BadAnswerError, match=r"start the upload to /w/in.nc"):
         ask(transfers.start_upload("daint", "/w/in.nc", 11), answer)
 
 
@@ -169,13 +175,31 @@ def test_each_job_is_asked_for_in_firecrests_words_and_never_twice(call, method,
 
 def test_a_removal_names_its_path_in_the_query():
     call = transfers.remove("daint", "/a b")
-    assert (call.method, call.path, call.params) == ("DELETE", "/filesystem/daint/transfer/rm", {"path": "/a b"})
+    assert (call.method, call.path, call.params) == (
+        "DELETE",
+        "/filesystem/daint/transfer/rm",
+        {"path": "/a b"},
+    )
     assert not call.replayable
     assert transfers.remove("daint", "/a", account="staff").params == {"path": "/a", "account": "staff"}
     assert ask(call, {"transferJob": JOB}) == TOLD
 
 
-BAD = ["", "relative", "~/x", "/a/../b", "/it's", '/a"b', "/a$b", "/a`b`", "/a;b", "/a\nb", "/a\x00b", "/-rf", None]
+BAD = [
+    "",
+    "relative",
+    "~/x",
+    "/a/../b",
+    "/it's",
+    '/a"b',
+    "/a$b",
+    "/a`b`",
+    "/a;b",
+    "/a\nb",
+    "/a\x00b",
+    "/-rf",
+    None,
+]
 
 
 @pytest.mark.parametrize("bad", BAD)
