@@ -1,39 +1,68 @@
 """``Hub``: one poll loop for all deferred jobs of one gateway identity and system on an event loop.
 
-Airflow 3.3's shared trigger streams carry deferred tasks too, but they hand every sight of every job to every
-trigger: with 1,000 deferred tasks each tick wakes 1,000 coroutines. A hub asks once a tick and wakes only the
-triggers whose wait is over, works the same outside a triggerer, and its errors end nobody else's wait. So the
-hub is ours.
+SPIKE
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import functools
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from .client import jobs
-from .client.errors import HpcError, NotFoundError, TokenError, TooLargeError, UnauthorizedError
+from .client.calls import Call, JSONObject, reading
+from .client.errors import (
+    ApiError,
+    BadAnswerError,
+    HpcError,
+    NotFoundError,
+    RateLimitedError,
+    TokenError,
+    UnauthorizedError,
+    UnavailableError,
+    UnreachableError,
+    WatchError,
+)
 from .client.jobs import Job, Window
+from .client.redact import redact
+from .client.retry import RetryPolicy
 from .client.session import AsyncClient
 from .watch import JobWatch, Verdict
 
-__all__ = ["Hub", "Plan", "hub_for", "plan"]
+__all__ = ["POLICY", "Entry", "Hub", "Limits", "Plan", "hub_for", "next_tick", "plan"]
 
 log = logging.getLogger(__name__)
+
+# For clients of a hub: one more try after a lost connection; a gateway that asks for a pause gets it from the
+# hub, so that everybody else pauses too.
+POLICY = RetryPolicy(attempts=2, longest_retry_after=0.0)
 
 # So few jobs are asked for one by one: that costs the scheduler less than a list.
 _FEW = 2
 # Jobs that a list does not tell of are asked for by id, so many a tick: a list that is wrong about all of
 # them must not become a storm.
 _SINGLE_LOOKS = 20
-# A list is never asked for more often than this part of the shortest poll interval.
-_LIST_SHARE = 0.25
+# Ticks are at least this part of the shortest poll interval apart. Lists of many jobs are big answers: they
+# are further apart, up to the second part at so many jobs, or where the gateway needs long for one.
+_TICK_SHARE, _LIST_SHARE, _MANY = 0.25, 0.8, 1000
+_LIST_DUTY = 10.0
+# A list that is too large, too slow or refused is left alone for so many seconds; one that failed so often in
+# a row, although it should work, for fewer.
+_LIST_REST, _LIST_SHORT_REST, _LIST_STRIKES = 600.0, 60.0, 3
+# A gateway may ask for a pause of at most so many seconds.
+_LONGEST_PAUSE = 1800.0
+# So many jobs are told of a list before others on the event loop get their turn.
+_SLICE = 100
+_SHORTEST_DELAY = 0.05
+_CLOSING_SECONDS = 5.0
 
 Opener = Callable[[], Awaitable[AsyncClient]]
 
@@ -42,15 +71,33 @@ Opener = Callable[[], Awaitable[AsyncClient]]
 class Entry:
     """One watched job.
 
-    :param due: epoch seconds of its next look
+    :param due: epoch seconds at which it wants its next look
     :param seen: epoch seconds of the last look that told of it; before one, when it was submitted
     :param done: resolves to the verdict
+    :param after_look: called after each look at it
+    :param untold: the last list did not tell of it, or not enough
     """
 
     watch: JobWatch
     due: float
     seen: float
     done: asyncio.Future[Verdict]
+    after_look: Callable[[], None] | None = None
+    untold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be asked, and when.
+
+    :param widest: widest window of a list; None while lists do not work
+    :param list_from: epoch seconds from which a list may be asked for
+    :param look_from: epoch seconds from which single jobs may be asked for
+    """
+
+    widest: Window | None = "7d"
+    list_from: float = 0.0
+    look_from: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +105,59 @@ class Plan:
     """What to ask in one tick.
 
     :param window: window of the list to ask for; None to ask for no list
-    :param singles: entries to ask for by id
+    :param singles: entries to ask for by id, unless the list tells of them
     """
 
     window: Window | None
     singles: tuple[Entry, ...]
 
 
-def plan(entries: Iterable[Entry], now: float, *, list_works: bool = True) -> Plan:
+def plan(entries: Iterable[Entry], now: float, limits: Limits) -> Plan:
     """Decide what one tick asks; pure.
 
     :param entries: all that are watched
     :param now: epoch seconds
-    :param list_works: False after the gateway's list was too large or too slow
+    :param limits: what may be asked
     """
     watched = list(entries)
+    due = sorted((entry for entry in watched if entry.due <= now), key=lambda entry: entry.due)
     if len(watched) <= _FEW:
-        return Plan(None, tuple(entry for entry in watched if entry.due <= now))
-    if not list_works:
-        due = sorted((entry for entry in watched if entry.due <= now), key=lambda entry: entry.due)
-        return Plan(None, tuple(due[:_SINGLE_LOOKS]))
-    return Plan(jobs.window_for(now - min(entry.seen for entry in watched)), ())
+        return Plan(None, tuple(due))
+    window = None
+    if limits.widest is not None:
+        if due and now >= limits.list_from:
+            window = _narrower(jobs.window_for(now - min(entry.seen for entry in watched)), limits.widest)
+        due = [entry for entry in due if entry.untold]
+    # Whoever has been due for longest comes first, so that none starves.
+    return Plan(window, tuple(due[:_SINGLE_LOOKS]) if now >= limits.look_from else ())
+
+
+def next_tick(entries: Iterable[Entry], limits: Limits) -> float:
+    """Epoch seconds at which :func:`plan` will next ask for something; pure.
+
+    :param entries: all that are watched, at least one
+    """
+    watched = list(entries)
+    first = min(entry.due for entry in watched)
+    if len(watched) <= _FEW:
+        return first
+    if limits.widest is None:
+        return max(first, limits.look_from)
+    alone = min((entry.due for entry in watched if entry.untold), default=None)
+    tick = max(first, limits.list_from)
+    return tick if alone is None else min(tick, max(alone, limits.look_from))
+
+
+def _narrower(one: Window, other: Window) -> Window:
+    order: tuple[Window, ...] = ("1h", "8h", "24h", "3d", "7d")
+    return order[min(order.index(one), order.index(other))]
+
+
+class _Gate:
+    """When an identity may ask again: what a gateway says to one hub of it goes for all."""
+
+    def __init__(self) -> None:
+        self.closed_until = 0.0
 
 
 class Hub:
@@ -87,148 +166,327 @@ class Hub:
     :param system: name of the system
     :param open_client: makes a client; called again when the gateway refuses the token
     :param clock: epoch seconds
+    :param gate: shared by the hubs of one identity
     """
 
-    def __init__(self, system: str, open_client: Opener, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        system: str,
+        open_client: Opener,
+        *,
+        clock: Callable[[], float] = time.time,
+        gate: _Gate | None = None,
+    ) -> None:
+        self.open_client = open_client
         self._system = system
-        self._open = open_client
         self._clock = clock
+        self._gate = gate or _Gate()
         self._entries: dict[Entry, None] = {}
-        self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._listed = 0.0
-        self._list_fails_until = 0.0
+        self._news = asyncio.Event()
+        self._wake = 0.0
+        # Of the last list and the last tick: when they were, and how long the list took.
+        self._listed = self._ticked = self._took = 0.0
+        self._widest: Window | None = "7d"
+        self._widest_until = 0.0
+        self._windowless = False
+        self._strikes = self._failures = 0
+        self._rest_until = 0.0
+        self._trouble: HpcError = WatchError("The gateway was not asked yet.")
 
     @property
     def watched(self) -> int:
         """How many jobs are watched."""
         return len(self._entries)
 
-    async def wait(self, watch: JobWatch) -> Verdict:
-        """Wait for the verdict on one job."""
-        now = self._clock()
-        entry = Entry(watch, due=now, seen=watch.since, done=asyncio.get_running_loop().create_future())
+    async def wait(self, watch: JobWatch, after_look: Callable[[], None] | None = None) -> Verdict:
+        """Wait for the verdict on one job.
+
+        :param watch: the job
+        :param after_look: called after each look at it, in the caller's context
+        """
+        loop = asyncio.get_running_loop()
+        entry = Entry(watch, due=self._clock(), seen=watch.since, done=loop.create_future())
+        if after_look is not None:
+            entry.after_look = functools.partial(contextvars.copy_context().run, after_look)
         self._entries[entry] = None
-        self._news.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name=f"hpc-hub-{self._system}")
+        self._hurry(entry)
+        if self._task is None:
+            self._news = asyncio.Event()
+            # In a context of its own: what the loop logs must not end up in the first task's log.
+            self._task = loop.create_task(
+                self._run(), name=f"hpc-hub-{self._system}", context=contextvars.Context()
+            )
         try:
             return await entry.done
         finally:
-            self._entries.pop(entry, None)
-            self._news.set()
+            del self._entries[entry]
+            if not self._entries:
+                await self._stop()
+
+    async def _stop(self) -> None:
+        """End the poll loop; whoever comes meanwhile starts another one."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task], timeout=_CLOSING_SECONDS)
 
     async def _run(self) -> None:
-        """Tick while anything is watched."""
+        """Tick, until cancelled."""
         try:
-            while self._entries:
-                async with await self._open() as client:
-                    await self._tick_until_refused(client)
-        except HpcError as error:  # the connection itself is wrong
-            for entry in list(self._entries):
-                self._missed(entry, error)
-                if not entry.done.done():
-                    entry.done.set_exception(error)
-        except Exception as error:
-            log.exception("The poll loop of system %s failed.", self._system)
-            for entry in list(self._entries):
-                if not entry.done.done():
-                    entry.done.set_exception(error)
+            while True:
+                try:
+                    async with await self.open_client() as client:
+                        while not await self._tick(client):
+                            await self._pause()
+                except Exception as error:  # noqa: BLE001  whatever it is, no job has failed by it
+                    self._failed(error)
+                await self._pause()
+        finally:
+            if self._task is asyncio.current_task():  # cancelled by somebody else: the event loop closes
+                self._task = None
+                for entry in self._entries:
+                    entry.done.cancel()
 
-    async def _tick_until_refused(self, client: AsyncClient) -> None:
-        while self._entries:
-            refused = await self._tick(client)
-            await self._pause()
-            if refused:
-                return
+    # --- when ---
+
+    def _limits(self, now: float) -> Limits:
+        if now >= self._widest_until:
+            self._widest = "7d"
+        shortest, many = self._shortest(), len(self._entries)
+        part = min(_LIST_SHARE, max(_TICK_SHARE, many / _MANY))
+        gap = max(shortest * part, min(shortest * _LIST_SHARE, self._took * _LIST_DUTY))
+        return Limits(self._widest, self._listed + gap, self._ticked + shortest * _TICK_SHARE)
+
+    def _shortest(self) -> float:
+        return min((entry.watch.poll_interval for entry in self._entries), default=_SHORTEST_DELAY)
+
+    def _closed_until(self) -> float:
+        return max(self._rest_until, self._gate.closed_until)
 
     async def _pause(self) -> None:
-        """Sleep until something is due, or somebody comes or goes."""
-        self._news.clear()
-        if not self._entries:
+        """Sleep until there is something to ask."""
+        await asyncio.sleep(0)
+        if not self._entries:  # the one who left is about to cancel us
             return
-        now = self._clock()
-        wake = min(entry.due for entry in self._entries)
-        if len(self._entries) > _FEW:
-            shortest = min(entry.watch.poll_interval for entry in self._entries)
-            wake = max(wake, self._listed + shortest * _LIST_SHARE)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), max(0.01, wake - now))
-        if len(self._entries) > _FEW:  # many come at once: let them, rather than list for each
-            now = self._clock()
-            shortest = min(entry.watch.poll_interval for entry in self._entries)
-            early = self._listed + shortest * _LIST_SHARE - now
-            if early > 0:
-                await asyncio.sleep(early)
+        closed = self._closed_until()
+        self._wake = max(next_tick(self._entries, self._limits(self._clock())), closed)
+        if closed > self._clock():
+            self._wake = min(self._wake, *(_end_of(entry) for entry in self._entries), closed)
+        while (left := self._wake - self._clock()) > 0:
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._news.wait()
+
+    def _hurry(self, entry: Entry) -> None:
+        """Wake the poll loop earlier, if somebody new needs it."""
+        earliest = self._closed_until()
+        if len(self._entries) > _FEW + 1 and self._widest is not None:
+            earliest = max(earliest, self._listed + entry.watch.poll_interval * _TICK_SHARE)
+        if earliest < self._wake:
+            self._wake = earliest
+            self._news.set()
+
+    # --- what ---
 
     async def _tick(self, client: AsyncClient) -> bool:
         """Ask, and tell each watch; True if the gateway refuses the token."""
         now = self._clock()
-        asked = plan(self._entries, now, list_works=now >= self._list_fails_until)
-        singles = list(asked.singles)
-        if asked.window is not None:
-            self._listed = now
-            try:
-                found = await client.send(jobs.listing(self._system, window=asked.window))
-            except HpcError as error:
-                if isinstance(error, TooLargeError) or getattr(error, "status", None) == 408:
-                    log.warning("%s Jobs are asked for one by one for a while.", error)
-                    self._list_fails_until = now + 600
-                for entry in list(self._entries):
-                    self._missed(entry, error)
-                return isinstance(error, TokenError | UnauthorizedError)
-            singles = self._tell({job.job_id: job for job in found})
-        refused = False
-        for entry in singles[:_SINGLE_LOOKS]:
-            try:
-                self._saw(entry, await client.send(entry.watch.look()))
-            except HpcError as error:
-                self._missed(entry, error)
-                refused = refused or isinstance(error, TokenError | UnauthorizedError)
-        return refused
+        if now < self._closed_until():
+            for entry in [entry for entry in self._entries if _end_of(entry) <= now]:
+                self._tell(entry, functools.partial(entry.watch.missed, self._trouble))
+            return False
+        try:
+            asked = plan(self._entries, now, self._limits(now))
+            if asked.window is not None:
+                await self._list(client, asked.window)
+                asked = plan(self._entries, self._clock(), self._limits(now))
+            if asked.singles:
+                self._ticked = now
+            for entry in asked.singles:
+                if self._clock() - now > self._shortest() / 2 or not await self._look(client, entry):
+                    break
+        except HpcError as error:
+            self._failed(error)
+            return isinstance(error, TokenError | UnauthorizedError)
+        self._failures = 0
+        return False
 
-    def _tell(self, found: dict[str, Job]) -> list[Entry]:
-        """Tell each watch what the list says of its job; returns those that it does not tell of."""
-        missing = []
+    async def _list(self, client: AsyncClient, window: Window) -> None:
+        """Ask for all jobs at once.
+
+        :raises HpcError: the gateway cannot be asked
+        """
+        sent, entries = self._clock(), list(self._entries)
+        self._listed = sent
+        call = _listing(self._system, entries, None if self._windowless else window)
+        try:
+            found = await client.send(call)
+        except HpcError as error:
+            self._unlisted(error, window)
+            return
+        self._strikes, self._took = 0, self._clock() - sent
+        for place, entry in enumerate(entries, 1):
+            if place % _SLICE == 0:
+                await asyncio.sleep(0)
+            job = _job(entry.watch, found.get(entry.watch.job_id))
+            entry.untold = job is None
+            if job is not None:
+                entry.seen = sent
+                self._tell(entry, functools.partial(entry.watch.saw, job))
+
+    def _unlisted(self, error: HpcError, window: Window) -> None:
+        """What to ask instead of a list that failed.
+
+        :raises HpcError: the same error, if it is not about the list
+        """
+        now, status = self._clock(), error.status if isinstance(error, ApiError) else None
+        if status in (408, 413):  # too slow, too large
+            narrower = window != "1h" and not self._windowless
+            self._narrow("1h" if narrower else None, now + _LIST_REST, error)
+        elif status in (400, 422) and not self._windowless:
+            self._windowless = True
+        elif isinstance(error, ApiError) and not error.transient and status != 401:
+            self._narrow(None, now + _LIST_REST, error)
+        else:
+            self._strikes += error.ambiguous
+            if self._strikes >= _LIST_STRIKES:
+                self._narrow(None, now + _LIST_SHORT_REST, error)
+            raise error
+
+    def _narrow(self, widest: Window | None, until: float, error: HpcError) -> None:
+        instead = "one by one" if widest is None else f"in lists of {widest}"
+        log.warning("Jobs of system %s are asked for %s for a while. %s", self._system, instead, error)
+        self._widest, self._widest_until = widest, until
+
+    async def _look(self, client: AsyncClient, entry: Entry) -> bool:
+        """Ask for one job; False if there is trouble, which may well hit the next one too.
+
+        :raises HpcError: the gateway cannot be asked
+        """
+        sent = self._clock()
+        if entry.done.done():
+            return True
+        try:
+            job = await client.send(entry.watch.look())
+        except HpcError as error:
+            if _of_gateway(error):
+                raise
+            self._tell(entry, functools.partial(entry.watch.missed, error))
+            return not error.transient
+        entry.seen = sent
+        self._tell(entry, functools.partial(entry.watch.saw, job))
+        return True
+
+    def _failed(self, error: Exception) -> None:
+        """The gateway cannot be asked: tell all, and leave it alone for a moment."""
+        if not isinstance(error, HpcError):
+            log.error("The poll loop of system %s goes on after an error.", self._system, exc_info=error)
+            error = WatchError(f"{type(error).__name__}: {redact(str(error))}")
+        elif not self._failures:
+            log.warning("System %s cannot be asked for jobs; it is tried again. %s", self._system, error)
+        now = self._clock()
+        pause = min(self._shortest(), 2.0 ** min(self._failures, 10)) * (0.75 + random.random() / 4)  # noqa: S311
+        self._rest_until = now + pause
+        self._failures += 1
+        if isinstance(error, ApiError) and error.retry_after:
+            asked = now + min(error.retry_after, _LONGEST_PAUSE)
+            self._gate.closed_until = max(self._gate.closed_until, asked)
+        if not (error.transient or isinstance(error, TokenError | UnauthorizedError)):
+            error = WatchError(str(error))  # a gateway in maintenance says odd things: no reason to give up
+        self._trouble = error
         for entry in list(self._entries):
-            job = found.get(entry.watch.job_id)
-            # A list does not know with which indices an array was submitted: its end is looked at by id.
-            if job is None or (job.state.final and entry.watch.array):
-                missing.append(entry)
-            else:
-                self._saw(entry, job)
-        missing.sort(key=lambda entry: entry.due)
-        return missing
+            self._tell(entry, functools.partial(entry.watch.missed, error))
 
-    def _saw(self, entry: Entry, job: Job) -> None:
+    def _tell(self, entry: Entry, look: Callable[[float], Verdict | None]) -> None:
+        """Tell a watch, and whoever waits for it if that was the end; an error in it is its own."""
+        if entry.done.done():
+            return
         now = self._clock()
-        entry.seen = now
-        self._settle(entry, entry.watch.saw(job, now), now)
+        try:
+            verdict = look(now)
+            if entry.after_look is not None:
+                entry.after_look()
+            if verdict is not None:
+                entry.done.set_result(verdict)
+                return
+            delay = entry.watch.delay(now, random.random() / 2)  # noqa: S311  spreads looks, guards nothing
+        except Exception as error:  # noqa: BLE001
+            entry.done.set_exception(error)
+            return
+        # Single looks are made on ticks: who needs one is due a tick earlier.
+        entry.due = now + max(_SHORTEST_DELAY, delay * (1 - _TICK_SHARE if entry.untold else 1))
 
-    def _missed(self, entry: Entry, error: HpcError) -> None:
-        now = self._clock()
-        if not isinstance(error, NotFoundError):
-            log.debug("%s", error)
-        self._settle(entry, entry.watch.missed(error, now), now)
 
-    def _settle(self, entry: Entry, verdict: Verdict | None, now: float) -> None:
-        if verdict is None:
-            entry.due = now + entry.watch.delay(now, random.random())  # noqa: S311  spreads looks
-        elif not entry.done.done():
-            entry.done.set_result(verdict)
+def _end_of(entry: Entry) -> float:
+    """When a watch gives up, whatever the gateway says."""
+    deadline = entry.watch.deadline
+    return float("inf") if deadline is None else max(deadline, entry.watch.not_before)
+
+
+def _listing(
+    system: str, entries: Iterable[Entry], window: Window | None
+) -> Call[dict[str, list[JSONObject]]]:
+    """The list, read into the records of those jobs that are watched: a user may have thousands more."""
+    wanted = {entry.watch.job_id for entry in entries}
+
+    def build(body: JSONObject) -> dict[str, list[JSONObject]]:
+        found: dict[str, list[JSONObject]] = {}
+        for record in body["jobs"] or []:
+            job_id = str(record["jobId"]).partition("_")[0].partition("+")[0]
+            if job_id in wanted:
+                found.setdefault(job_id, []).append(record)
+        return found
+
+    call: Call[Any] = jobs.listing(system, window=window)
+    return replace(call, read=reading(call.doing, build))
+
+
+def _job(watch: JobWatch, records: list[JSONObject] | None) -> Job | None:
+    """The job in a list's records, if they tell enough.
+
+    A list shows living elements of an array under raw ids of their own, where nothing tells whose they are:
+    an array that looks as if it were over is asked for by id.
+    """
+    if not records:
+        return None
+    try:
+        job = jobs.read_job(watch.job_id, records)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+    return None if job.state.final and (watch.array or job.elements) else job
+
+
+def _of_gateway(error: HpcError) -> bool:
+    """Whether an answer to the question for one job is about the gateway rather than that job."""
+    if isinstance(error, UnavailableError):
+        return error.status in (424, 503)
+    if isinstance(error, NotFoundError):  # a proxy's, while the gateway is away
+        return not any(word in error.message.lower() for word in ("job", "system"))
+    if isinstance(error, BadAnswerError):
+        return not error.transient
+    return isinstance(error, TokenError | UnauthorizedError | UnreachableError | RateLimitedError)
 
 
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], Hub]] = WeakKeyDictionary()
+_gates: WeakValueDictionary[tuple[str, ...], _Gate] = WeakValueDictionary()
 
 
 def hub_for(identity: tuple[str, ...], system: str, open_client: Opener) -> Hub:
-    """The hub of this event loop for one gateway identity and system.
+    """The hub of this event loop for one gateway identity and system; to be waited on at once.
 
     :param identity: URL of the gateway and who asks
-    :param open_client: makes a client for a new hub
+    :param open_client: makes a client, of the newest connection; it must not hold on to a trigger
     """
+    for loop in [loop for loop in _hubs if loop.is_closed()]:
+        del _hubs[loop]
     hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
     key = (*identity, system.lower())
+    for idle in [other for other, hub in hubs.items() if not hub.watched and other != key]:
+        del hubs[idle]
     if key not in hubs:
-        hubs[key] = Hub(system, open_client)
+        gate = _gates.setdefault(identity, _Gate())
+        hubs[key] = Hub(system, open_client, gate=gate)
+    hubs[key].open_client = open_client
     return hubs[key]

@@ -10,17 +10,18 @@ import re
 import threading
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 from weakref import WeakKeyDictionary
 
 import httpx
-from authlib.oauth2.auth import ClientAuth
-from authlib.oauth2.rfc6749 import OAuth2Token
-from authlib.oauth2.rfc6749.parameters import prepare_token_request
 
 from .errors import InvalidInputError, TokenRefusedError, TokenUnavailableError
 from .redact import redact
+
+# Authlib is imported where it is used: DAG files are parsed often and need none of it.
+if TYPE_CHECKING:
+    from authlib.oauth2.rfc6749 import OAuth2Token
 
 __all__ = ["TOKEN_REQUEST", "AccessToken", "ClientCredentials", "forget_tokens", "leeway"]
 
@@ -112,6 +113,8 @@ class ClientCredentials(httpx.Auth):
         method: str = "client_secret_post",
         scope: str | None = None,
     ) -> None:
+        from authlib.oauth2.auth import ClientAuth  # noqa: PLC0415
+
         self._origin = _origin(httpx.URL(gateway))
         self._token_url = token_url
         self._scope = scope
@@ -171,6 +174,8 @@ class ClientCredentials(httpx.Auth):
         return None if token.is_expired(spare) else token
 
     def _token_request(self, like: httpx.Request) -> httpx.Request:
+        from authlib.oauth2.rfc6749.parameters import prepare_token_request  # noqa: PLC0415
+
         body = prepare_token_request("client_credentials", **({"scope": self._scope} if self._scope else {}))
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
         url, headers, body = self._client.prepare("POST", self._token_url, headers, body)  # type: ignore[no-untyped-call]
@@ -196,6 +201,8 @@ class ClientCredentials(httpx.Auth):
         if answer.is_success and isinstance(token, str) and re.fullmatch(r"[\w.~+/=-]+", token, re.ASCII):
             body.pop("expires_at", None)
             body["expires_in"] = _seconds(body.get("expires_in"))
+            from authlib.oauth2.rfc6749 import OAuth2Token  # noqa: PLC0415
+
             self._slot.token = OAuth2Token(body)
             return self._slot.token
         said = " ".join(str(body[key]) for key in ("error", "error_description") if body.get(key))

@@ -26,6 +26,7 @@ __all__ = [
     "Stat",
     "change_mode",
     "change_owner",
+    "check_pattern",
     "checksum",
     "compress",
     "download",
@@ -421,8 +422,7 @@ def compress(
         "compression": _known(compression),
     }
     if pattern is not None:
-        if not pattern or set(pattern) & set("'\"$`\n\r\0"):
-            raise InvalidInputError("pattern", "must not be empty and not hold quotes, $, ` or line breaks.")
+        check_pattern(pattern)
         if compression != "gzip":
             raise InvalidInputError("compression", "with a pattern the gateway packs with gzip only.")
         body["matchPattern"] = pattern
@@ -514,6 +514,16 @@ def download(system: str, path: str) -> Call[bytes]:
         replayable=True,
         system=system,
     )
+
+
+def check_pattern(pattern: str) -> str:
+    """A regular expression for ``compress`` that the gateway's two shells leave as it is.
+
+    :raises InvalidInputError: it cannot travel safely
+    """
+    if not pattern or set(pattern) & set("'\"$`\n\r\0"):
+        raise InvalidInputError("pattern", "must not be empty and not hold quotes, $, ` or line breaks.")
+    return pattern
 
 
 def _ops(system: str, operation: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from .calls import Call, JSONObject, path, reading
 from .errors import BadAnswerError, InvalidInputError
-from .paths import file_name, remote_path
+from .files import check_pattern
+from .paths import remote_path
 
 __all__ = [
     "Compression",
@@ -162,7 +163,7 @@ def compress(
     body = {
         "path": remote_path(source, "remote_path", unquoted=pattern is not None),
         "targetPath": _path(target),
-        "matchPattern": file_name(pattern, "pattern") if pattern else None,
+        "matchPattern": check_pattern(pattern) if pattern is not None else None,
         "dereference": dereference,
         "compression": compression,
         "account": account,

@@ -129,7 +129,7 @@ import socket, sys
 def refuse(*_): raise AssertionError("a DAG file opened a connection while it was parsed")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from airflow.dag_processing.dagbag import DagBag
-bag = DagBag(dag_folder=sys.argv[1], include_examples=False, load_op_links=False)
+bag = DagBag(dag_folder=sys.argv[1], load_op_links=False)
 assert not bag.import_errors, bag.import_errors
 loaded = [name for name in sys.modules if name.startswith(("airflow_hpc_provider.devgateway", "uvicorn", "sklearn", "matplotlib"))]
 assert not loaded, loaded

@@ -550,7 +550,7 @@ def test_an_unsafe_path_makes_no_call(make, path):
 
 
 def test_every_call_is_among_those_that_are_tried_with_unsafe_paths():
-    calls = {name for name in files.__all__ if name[0].islower()}
+    calls = {name for name in files.__all__ if name[0].islower() and not name.startswith("check_")}
     assert calls == {name.removesuffix("_target").removesuffix("_path") for name in TAKING_A_PATH}
 
 
