@@ -20,10 +20,11 @@ from .client.errors import ApiError, HpcError, NotFoundError, TokenError, Unauth
 from .client.files import EntryKind
 from .client.files import listing as list_directory
 from .client.files import stat as stat_file
-from .client.jobs import Job
+from .client.jobs import Job, window_for
 from .client.jobs import get as get_job
+from .client.jobs import listing as list_jobs
 from .client.script import array_indices
-from .client.states import JobState
+from .client.states import JobState, stuck
 from .client.systems import System
 from .client.systems import listing as list_systems
 
@@ -46,6 +47,11 @@ T = TypeVar("T")
 
 # A job may stay invisible for so many seconds after it was submitted.
 _VISIBLE_WITHIN = 120.0
+# A job that was visible may be out of sight for so many seconds, while accounting is behind.
+_LOST_AFTER = 30.0
+# This machine's clock and the cluster's may differ by so many seconds.
+_CLOCKS_DIFFER = 600.0
+_NAMES_OF_HASTE = ("allocation",)
 # Slurm may requeue a job that ended in some states: such an end is believed when it still stands this many
 # seconds later.
 _CONFIRM_AFTER = 15.0
@@ -59,6 +65,7 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"  # the deadline passed first
     FAILED = "failed"  # the gateway could not be asked, or refused to answer
     STOPPED = "stopped"  # the process that waited was told to end
+    STUCK = "stuck"  # the job waits for what will not come
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,35 +220,52 @@ class Watch(Generic[T]):
 
 
 @dataclass(kw_only=True)
-class JobWatch(Watch[Job]):
+class JobWatch(Watch[Job | None]):
     """Until a job, or every element of an array, is over.
 
     :param job_id: id of the job
     :param array: the array it was submitted with, as ``0-99%10``, if it is one and it is known
+    :param name: name it was submitted under, if that is known to be its own: it is looked for by it when
+        its id is not known, and a job of another name under its id is another job
+    :param pending_grace: seconds for which it may wait for a reason that does not pass by itself
     """
 
     kind: ClassVar[str] = "job"
 
     job_id: str
     array: str | None = None
+    name: str | None = None
+    pending_grace: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._ended: tuple[JobState, float] | None = None
         self._job: Job | None = None
+        self._gone: float | None = None
+        self._stuck: float | None = None
+        self._by_name = False
 
     def describe(self) -> str:
         return f"Job {self.job_id} on system {self.system}"
 
-    def look(self) -> Call[Job]:
-        return get_job(self.system, self.job_id, expected=array_indices(self.array) if self.array else ())
+    def look(self) -> Call[Job | None]:
+        if self._by_name and self.name:
+            listing = list_jobs(self.system, name=self.name, window=window_for(self._age))
+            return listing.then(lambda found: found[0] if found else None)
+        indices = array_indices(self.array) if self.array else ()
+        return get_job(self.system, self.job_id, expected=indices).then(lambda job: job)
 
-    def decide(self, seen: Job, now: float) -> Verdict | None:
+    def decide(self, seen: Job | None, now: float) -> Verdict | None:
+        if seen is None:
+            return self._absent("no job has its name either", now)
+        if not self._is_ours(seen):
+            return self._absent(f"its id now belongs to job {seen.name} of {seen.user}", now)
+        self._gone, self._by_name = None, False
         self._job = seen
         self._noted((seen.state, seen.reason if seen.state.waiting else None, len(seen.elements)), now)
         if not seen.state.final:
             self._ended = None
-            return None
+            return self._kept_waiting(seen, now)
         if seen.state.requeueable:
             if self._ended is None or self._ended[0] is not seen.state:
                 self._ended = (seen.state, now)
@@ -256,13 +280,47 @@ class JobWatch(Watch[Job]):
     def missed(self, error: HpcError, now: float) -> Verdict | None:
         if isinstance(error, NotFoundError) and "job" in error.message.lower():
             self._answered()
-            if now - self.since < _VISIBLE_WITHIN:
-                return self._late(now)
-            text = (
-                f"{self.describe()} is not known to the gateway. {error} Look for it in Slurm's accounting."
+            return self._unless_early(self._absent("the gateway does not find it", now), now) or self._late(
+                now
             )
-            return self._unless_early(Verdict(Outcome.LOST, text, transient=False), now)
         return super().missed(error, now)
+
+    @property
+    def _age(self) -> float:
+        return max(0.0, (self._gone or self.since) - self.since)
+
+    def _is_ours(self, seen: Job) -> bool:
+        """Whether a record is of the job that is watched: the scheduler gives old ids anew.
+
+        Accounting shows a short job under a wrong name at first, and REST mode without any.
+        """
+        if self.name is None:
+            return True
+        if seen.name and seen.name not in (self.name, *_NAMES_OF_HASTE):
+            return False
+        return seen.start is None or seen.start.timestamp() > self.since - _CLOCKS_DIFFER
+
+    def _absent(self, why: str, now: float) -> Verdict | None:
+        """Not visible yet, out of sight for a moment, or lost: looked for by id and by name in turn."""
+        if now - self.since < _VISIBLE_WITHIN:
+            return None
+        self._gone = now if self._gone is None else self._gone
+        self._by_name = not self._by_name
+        if now - self._gone < _LOST_AFTER:
+            return None
+        text = f"{self.describe()} is lost: {why}. Look for it in Slurm's accounting: sacct -j {self.job_id}."
+        return Verdict(Outcome.LOST, text, transient=False)
+
+    def _kept_waiting(self, seen: Job, now: float) -> Verdict | None:
+        """A job that waits for what will not come is told of at once, and given up after a grace."""
+        why = stuck(seen.reason) if seen.state.waiting else None
+        if why is None:
+            self._stuck = None
+            return None
+        self._stuck = now if self._stuck is None else self._stuck
+        if self.pending_grace is None or now - self._stuck < self.pending_grace:
+            return None
+        return Verdict(Outcome.STUCK, f"{self.describe()}: {why}", data=seen.to_json(), transient=False)
 
     def _sight(self) -> JSONObject:
         return self._job.to_json() if self._job else {}
@@ -272,8 +330,12 @@ class JobWatch(Watch[Job]):
         """The last sight in a few words, for the log."""
         if self._job is None:
             return "not visible yet"
-        reason = f" ({self._job.reason})" if self._job.reason and self._job.state.waiting else ""
-        return f"{self._job.state.value}{reason}"
+        if self._gone is not None:
+            return "out of sight"
+        if not self._job.state.waiting or not self._job.reason:
+            return str(self._job.state.value)
+        told = f"{self._job.state.value} ({self._job.reason})"
+        return told if self._stuck is None else f"{told}. {stuck(self._job.reason) or ''}".rstrip(". ")
 
 
 @dataclass(kw_only=True)

@@ -65,6 +65,8 @@ class HpcSubmitJobOperator(HpcTask):
     :param deferrable: wait in the triggerer, without holding a worker.
         Default: Airflow's ``[operators] default_deferrable``
     :param poll_interval: seconds between two looks at the most; a fresh job is looked at more often
+    :param pending_grace: seconds for which the job may wait for what does not come by itself, such as a
+        dependency that failed; then it is cancelled and the task fails. Default: for ever, with a warning
     :param cancel_on_kill: cancel the job when the task is killed by a user or by its time-out
     :param log_lines: how many lines at the end of the job's output go to the task log
     :param hpc_conn_id: id of a connection of type ``firecrest``
@@ -108,6 +110,7 @@ class HpcSubmitJobOperator(HpcTask):
         wait: bool = True,
         deferrable: bool | None = None,
         poll_interval: float = 30.0,
+        pending_grace: float | None = None,
         cancel_on_kill: bool = True,
         log_lines: int = 100,
         **kwargs: Any,
@@ -126,6 +129,7 @@ class HpcSubmitJobOperator(HpcTask):
         self.wait = wait
         self.deferrable = default_deferrable() if deferrable is None else deferrable
         self.poll_interval = poll_interval
+        self.pending_grace = pending_grace
         self.cancel_on_kill = cancel_on_kill
         self.log_lines = log_lines
         self._job: tuple[str, str] | None = None
@@ -197,6 +201,8 @@ class HpcSubmitJobOperator(HpcTask):
                 job_id=submission.job_id,
                 since=submission.since,
                 array=request.array,
+                name=submission.name,
+                pending_grace=self.pending_grace,
                 deadline=deadline(context, self.execution_timeout),
                 poll_interval=self.poll_interval,
             )
@@ -336,6 +342,9 @@ class HpcSubmitJobOperator(HpcTask):
         if verdict.outcome is Outcome.TIMEOUT:
             self._cancel(client, system, job_id)
             raise AirflowTaskTimeout(verdict.message)
+        if verdict.outcome is Outcome.STUCK:
+            self._cancel(client, system, job_id)
+            raise JobFailedError(verdict.message, state=JobState.PENDING.value)
         if verdict.outcome is Outcome.LOST:
             raise JobLostError(verdict.message)
         if verdict.outcome is not Outcome.DONE:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import httpx
 import pytest
@@ -118,9 +119,92 @@ def test_a_job_may_be_invisible_for_two_minutes():
 
 
 def test_a_job_nobody_knows_any_more_is_lost():
-    verdict = job_watch().missed(GONE, NOW + 120)
+    watch = job_watch()
+    assert watch.missed(GONE, NOW + 120) is None
+    assert watch.missed(GONE, NOW + 149) is None
+    verdict = watch.missed(GONE, NOW + 150)
     assert (verdict.outcome, verdict.transient) == (Outcome.LOST, False)
-    assert "Job 7 on system daint is not known" in verdict.message
+    assert "Job 7 on system daint is lost: the gateway does not find it" in verdict.message
+
+
+def test_a_job_that_comes_back_into_sight_was_never_lost():
+    watch = job_watch()
+    assert watch.missed(GONE, NOW + 120) is None
+    assert watch.saw(job("RUNNING"), NOW + 140) is None
+    assert watch.news == "RUNNING"
+    assert watch.missed(GONE, NOW + 160) is None
+    assert watch.news == "out of sight"
+    assert watch.missed(GONE, NOW + 189) is None
+    assert watch.missed(GONE, NOW + 190).outcome is Outcome.LOST
+
+
+def test_a_job_out_of_sight_is_looked_for_by_id_and_by_name_in_turn():
+    watch = job_watch(name="train-0123456789")
+    assert watch.look().path == "/compute/daint/jobs/7"
+    watch.missed(GONE, NOW + 120)
+    by_name = watch.look()
+    assert (by_name.path, by_name.params["name"]) == ("/compute/daint/jobs", "train-0123456789")
+    assert watch.saw(None, NOW + 130) is None
+    assert watch.look().path == "/compute/daint/jobs/7"
+    watch.missed(GONE, NOW + 140)
+    assert "no job has its name either" in watch.saw(None, NOW + 151).message
+
+
+def test_a_job_found_by_its_name_is_watched_on():
+    watch = job_watch(name="train-0123456789")
+    watch.missed(GONE, NOW + 120)
+    found = job("RUNNING", name="train-0123456789")
+    body = {"jobs": [{"jobId": "7", "name": found.name, "status": {"state": "RUNNING"}}]}
+    seen = watch.look().read(httpx.Response(200, json=body))
+    assert (seen.job_id, seen.state) == ("7", JobState.RUNNING)
+    assert watch.saw(seen, NOW + 130) is None
+    assert watch.look().path == "/compute/daint/jobs/7"
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"name": "somebody-elses"},
+        {"name": "train-0123456789", "start": datetime.fromtimestamp(NOW - 86400, tz=UTC)},
+    ],
+    ids=["another name", "an older start"],
+)
+def test_a_job_id_that_was_given_anew_is_not_ours(stranger):
+    watch = job_watch(name="train-0123456789")
+    assert watch.saw(job("COMPLETED", **stranger), NOW + 130) is None
+    verdict = watch.saw(job("COMPLETED", **stranger), NOW + 170)
+    assert verdict.outcome is Outcome.LOST
+    assert "its id now belongs to" in verdict.message
+
+
+@pytest.mark.parametrize("name", ["train-0123456789", "allocation", None])
+def test_a_job_under_its_own_name_or_that_of_haste_or_none_is_ours(name):
+    verdict = job_watch(name="train-0123456789").saw(job("COMPLETED", name=name), NOW + 5)
+    assert verdict.outcome is Outcome.DONE
+
+
+def test_a_sensor_takes_an_old_job_of_any_name():
+    old = job("COMPLETED", name="any", start=datetime.fromtimestamp(NOW - 86400, tz=UTC))
+    assert job_watch().saw(old, NOW + 5).outcome is Outcome.DONE
+
+
+def test_a_job_that_waits_for_what_will_not_come_is_told_of_at_once_and_left_waiting():
+    watch = job_watch()
+    assert watch.saw(job("PENDING", reason="DependencyNeverSatisfied"), NOW) is None
+    assert "It will not start by itself" in watch.news
+    assert watch.saw(job("PENDING", reason="DependencyNeverSatisfied"), NOW + 86400) is None
+
+
+def test_a_job_that_waits_in_vain_is_given_up_after_its_grace():
+    watch = job_watch(pending_grace=60)
+    assert watch.saw(job("PENDING", reason="BadConstraints"), NOW) is None
+    assert watch.saw(job("PENDING", reason="Priority"), NOW + 50) is None
+    assert "by itself" not in watch.news
+    assert watch.saw(job("PENDING", reason="BadConstraints"), NOW + 70) is None
+    assert watch.saw(job("PENDING", reason="BadConstraints"), NOW + 129) is None
+    verdict = watch.saw(job("PENDING", reason="BadConstraints"), NOW + 130)
+    assert (verdict.outcome, verdict.transient) == (Outcome.STUCK, False)
+    assert "It will not start by itself (BadConstraints)" in verdict.message
 
 
 def test_a_job_that_is_invisible_is_an_answer_and_no_trouble_of_the_gateway():
