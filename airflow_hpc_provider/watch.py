@@ -275,7 +275,7 @@ class JobWatch(Watch[Job | None]):
 
     @property
     def pending(self) -> bool:
-        return self._ended is not None
+        return self._ended is not None or self._gone is not None
 
     def missed(self, error: HpcError, now: float) -> Verdict | None:
         if isinstance(error, NotFoundError) and "job" in error.message.lower():

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import MutableMapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,6 +76,20 @@ def _prepare() -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with contextlib.redirect_stdout(sys.stderr):
             initdb()
+        _keep_secrets_quiet()
+
+
+def _keep_secrets_quiet() -> None:
+    """Drop what Airflow logs at DEBUG when it is its own supervisor: the very values that it is to mask."""
+    import structlog
+    from airflow.sdk.execution_time.comms import MaskSecret
+
+    def drop(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if isinstance(event.get("msg"), MaskSecret):
+            raise structlog.DropEvent
+        return event
+
+    structlog.configure(processors=[drop, *structlog.get_config()["processors"]])
 
 
 def _run(path: Path) -> int:

@@ -7,7 +7,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
-from airflow.sdk.log import mask_secret
 
 from airflow_hpc_provider.client.auth import AccessToken, ClientCredentials
 from airflow_hpc_provider.client.errors import (
@@ -58,7 +57,7 @@ class HpcHook(BaseHook):
         :raises InvalidInputError: naming the field at fault
         :raises AirflowNotFoundException: there is no such connection
         """
-        return _settings(self.get_connection(self.hpc_conn_id))
+        return Settings.from_connection(self.get_connection(self.hpc_conn_id))
 
     def client(self, *, policy: RetryPolicy | None = None) -> Client:
         """A blocking client, to be used in a ``with`` statement.
@@ -75,7 +74,8 @@ class HpcHook(BaseHook):
         if "settings" not in self.__dict__:
             from airflow.providers.common.compat.connection import get_async_connection  # noqa: PLC0415
 
-            self.__dict__["settings"] = _settings(await get_async_connection(self.hpc_conn_id, type(self)))
+            connection = await get_async_connection(self.hpc_conn_id, type(self))
+            self.__dict__["settings"] = Settings.from_connection(connection)
         return AsyncClient(self.settings.url, **_options(self.settings, policy))
 
     def system_name(self, system: str | None = None) -> str:
@@ -163,14 +163,6 @@ class HpcHook(BaseHook):
 
 # Clients of one identity share one allowance, however many there are in this process.
 _budgets: dict[tuple[str, str, float], RateBudget] = {}
-
-
-def _settings(connection: Any) -> Settings:
-    settings = Settings.from_connection(connection)
-    for secret in (settings.client_secret, settings.access_token):
-        if secret:
-            mask_secret(secret)
-    return settings
 
 
 def _options(settings: Settings, policy: RetryPolicy | None) -> dict[str, Any]:

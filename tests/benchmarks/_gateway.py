@@ -1,8 +1,8 @@
 """A gateway that only knows how to tell of jobs: FirecREST's paths and bodies, simulated records.
 
-Runs in a process of its own, on loopback, so that its CPU time is nobody else's. Prints its port, and ends when
-its standard input does. ``POST /plan`` says how many jobs there are and when they end; ``GET /counts`` tells
-how many requests came and how many bytes went over the wire (heads and bodies, both ways).
+Runs in a process of its own, on loopback, so that its CPU time is nobody else's. Prints its port, and ends
+when its standard input does. ``POST /plan`` says how many jobs there are and when they end; ``GET /counts``
+tells how many requests came and how many bytes went over the wire (heads and bodies, both ways).
 """
 
 import json

@@ -2,8 +2,8 @@
 
     uv run tests/benchmarks/import_time.py --runs 15
 
-Each run is a fresh interpreter; the two kinds alternate, so that a busy machine slows both. The provider's own
-share is measured once more inside the second kind, in CPU time, which a busy machine does not change much.
+Each run is a fresh interpreter; the two kinds alternate, so that a busy machine slows both. The
+provider's own share is measured once more inside the second kind, in CPU time, which others change less.
 Exits 1 if the provider loads what no DAG needs.
 """
 
@@ -73,7 +73,9 @@ def measure(provider: str, home: str) -> Sample:
 
 def main() -> int:
     """Measure, print, judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=15, help="fresh interpreters of each kind")
     runs = parser.parse_args().runs
     samples: dict[str, list[Sample]] = {kind: [] for kind in KINDS}

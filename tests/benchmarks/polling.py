@@ -7,9 +7,9 @@ Both sides wait for the same jobs at the same gateway, one after the other, each
 pyfirecrest's async client: one ``AsyncFirecrest.job_info`` per job and poll interval. A fifth of the jobs (at
 least twenty, if there are so many) end in the first half of the run.
 
-A thousand real processes are too many for a small machine, so the gateway is a simulation in a process of its
-own (``_gateway.py``): FirecREST's paths and bodies for jobs that exist only as records. It answers at once, as
-no real one does. All traffic stays on loopback.
+A thousand real processes are too many for a small machine, so the gateway is a simulation in a process of
+its own (``_gateway.py``): FirecREST's paths and bodies for jobs that exist only as records. It answers at
+once, as no real one does. All traffic stays on loopback.
 
 - requests: to the gateway, a minute
 - MB: over the wire a minute, heads and bodies, both ways
@@ -94,7 +94,8 @@ def main() -> None:
         tempfile.TemporaryDirectory() as home,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as gateway,
     ):
-        assert gateway.stdin and gateway.stdout
+        assert gateway.stdin
+        assert gateway.stdout
         try:
             url = f"http://127.0.0.1:{int(gateway.stdout.readline())}"
             for jobs in sizes:

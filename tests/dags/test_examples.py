@@ -59,7 +59,9 @@ class Run:
 
 def test_a_process_that_was_left_behind_would_be_found(tmp_path):
     (tmp_path / "run").mkdir()
-    with subprocess.Popen(["sleep", "30"], env={"TMPDIR": str(tmp_path / "run"), "PATH": os.environ["PATH"]}) as left:
+    with subprocess.Popen(
+        ["sleep", "30"], env={"TMPDIR": str(tmp_path / "run"), "PATH": os.environ["PATH"]}
+    ) as left:
         run = Run.__new__(Run)
         run.folder = tmp_path / "run"
         end = time.monotonic() + 5
@@ -74,7 +76,9 @@ def test_the_quick_start_trains_shows_and_draws(tmp_path):
     run.must_have_gone_well()
     assert "started an embedded gateway on http://127.0.0.1:" in run.output
     rows = re.findall(
-        r"^ +(\d) +(0\.\d+) +(0\.\d+) +(\d+\.\d{4}) +(0\.\d{4}) +\d+\.\d\d( <- best)?$", run.output, re.MULTILINE
+        r"^ +(\d) +(0\.\d+) +(0\.\d+) +(\d+\.\d{4}) +(0\.\d{4}) +\d+\.\d\d( <- best)?$",
+        run.output,
+        re.MULTILINE,
     )
     assert [int(row[0]) for row in rows] == list(range(9))
     best = [row for row in rows if row[5]]
@@ -131,7 +135,8 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag(dag_folder=sys.argv[1], load_op_links=False)
 assert not bag.import_errors, bag.import_errors
-loaded = [name for name in sys.modules if name.startswith(("airflow_hpc_provider.devgateway", "uvicorn", "sklearn", "matplotlib"))]
+unwanted = ("airflow_hpc_provider.devgateway", "uvicorn", "sklearn", "matplotlib")
+loaded = [name for name in sys.modules if name.startswith(unwanted)]
 assert not loaded, loaded
 for name, dag in sorted(bag.dags.items()):
     from airflow.serialization.serialized_objects import DagSerialization

@@ -89,8 +89,12 @@ def dag(connected, connect, tmp_path, monkeypatch):
             wait=False,
             **WHERE,
         )
-        over = HpcJobSensor(task_id="over", job="{{ ti.xcom_pull(task_ids='other')['job_id'] }}", deferrable=True, **WHERE)
-        cancel = HpcCancelJobOperator(task_id="cancel", job="{{ ti.xcom_pull(task_ids='run', key='job_id') }}", **WHERE)
+        over = HpcJobSensor(
+            task_id="over", job="{{ ti.xcom_pull(task_ids='other')['job_id'] }}", deferrable=True, **WHERE
+        )
+        cancel = HpcCancelJobOperator(
+            task_id="cancel", job="{{ ti.xcom_pull(task_ids='run', key='job_id') }}", **WHERE
+        )
         stage_out = HpcDownloadOperator(
             task_id="stage_out",
             job=run.output,
@@ -111,7 +115,9 @@ def test_every_template_field_is_a_template_here(dag):
             values = [getattr(operator, field) for operator in ours if type(operator) is kind]
             given = [value for value in values if value is not None]
             # The script is a template file, and a task's output is a template of its own.
-            assert any("{{" in str(value) or value == "job.sh" or isinstance(value, XComArg) for value in given), field
+            assert any(
+                "{{" in str(value) or value == "job.sh" or isinstance(value, XComArg) for value in given
+            ), field
 
 
 # Airflow's own modules, loaded on the first ``dag.test()``, warn of each other.

@@ -1,6 +1,6 @@
 """The hook: when it reads the connection, what it finds at the gateway, and what the Test button says."""
 
-import datetime
+import datetime as dt
 import socket
 import ssl
 import threading
@@ -80,7 +80,9 @@ def test_neither_hook_nor_client_shows_the_secret(connect):
 def test_without_a_system_the_gateways_systems_are_listed(make_gateway, connect):
     gateway = make_gateway(systems=["alps", "eiger"])
     connect(gateway, system=None)
-    with pytest.raises(InvalidInputError, match=r"system: no system is given.* the gateway has: alps, eiger\."):
+    with pytest.raises(
+        InvalidInputError, match=r"system: no system is given.* the gateway has: alps, eiger\."
+    ):
         HpcHook().system_name()
     assert HpcHook().system_name(" eiger ") == "eiger"
 
@@ -228,15 +230,15 @@ def self_signed(tmp_path):
     """A loopback TLS server whose certificate nobody has signed."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .sign(key, hashes.SHA256())
     )
     pem, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
@@ -297,7 +299,10 @@ def test_the_button_says_that_the_token_endpoint_refuses_the_client(connected, c
 def test_the_button_tells_a_refused_token_from_a_refused_client(make_gateway, connected, connect):
     other = make_gateway()
     connection = other.connection()
-    connect(connection | {"extra": connection["extra"] | {"token_url": connected.token_url}, **own_client(connected)})
+    connect(
+        connection
+        | {"extra": connection["extra"] | {"token_url": connected.token_url}, **own_client(connected)}
+    )
     well, text = said()
     assert not well
     assert text == "The token endpoint gave a token, but the gateway refuses it: Access token is invalid."

@@ -101,12 +101,16 @@ def test_no_task_of_the_provider_is_missing_above():
     from airflow_hpc_provider.tasks import HpcTask
 
     info = get_provider_info()
-    modules = [name for kind in ("operators", "sensors") for entry in info[kind] for name in entry["python-modules"]]
+    modules = [
+        name for kind in ("operators", "sensors") for entry in info[kind] for name in entry["python-modules"]
+    ]
     for name in modules:
         importlib.import_module(name)
 
     def public(kind):
-        below = {sub for direct in kind.__subclasses__() for sub in public(direct)} | set(kind.__subclasses__())
+        below = {sub for direct in kind.__subclasses__() for sub in public(direct)} | set(
+            kind.__subclasses__()
+        )
         return {sub for sub in below if not sub.__name__.startswith("_")}
 
     found = {kind.__name__ for kind in public(HpcTask) if kind.__module__ in modules}

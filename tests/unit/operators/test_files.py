@@ -69,7 +69,11 @@ def small_limits(make_gateway, connect):
 
 def changes(gateway) -> list[str]:
     """What was asked of the gateway beyond looking."""
-    return [f"{entry.method} {entry.path}" for entry in gateway.requests if entry.method != "GET" and entry.operation != "token"]
+    return [
+        f"{entry.method} {entry.path}"
+        for entry in gateway.requests
+        if entry.method != "GET" and entry.operation != "token"
+    ]
 
 
 # --- directly ---
@@ -207,7 +211,9 @@ def test_a_part_that_is_lost_is_sent_again(small_limits, tmp_path):
     source = tmp_path / "large.bin"
     source.write_bytes(os.urandom(120_000))
     cut = small_limits.faults.cut(on="put_part", times=1)
-    busy = small_limits.faults.respond(503, "<Error><Code>SlowDown</Code></Error>", on="put_part", times=1, skip=1)
+    busy = small_limits.faults.respond(
+        503, "<Error><Code>SlowDown</Code></Error>", on="put_part", times=1, skip=1
+    )
     assert upload(source, "{working_dir}/large.bin").execute({})["verified"] == "sha256"
     assert (cut.hits, busy.hits) == (1, 1)
 
@@ -287,9 +293,13 @@ def test_what_a_system_cannot_stage_is_refused_before_anything_is_sent(make_gate
     source = tmp_path / "large.bin"
     source.write_bytes(b"x" * 100_000)
     (gateway.home / "large.bin").write_bytes(b"x" * 100_000)
-    with pytest.raises(InvalidInputError, match=r"large\.bin has 100000 bytes; .* uploads end at 65536 bytes"):
+    with pytest.raises(
+        InvalidInputError, match=r"large\.bin has 100000 bytes; .* uploads end at 65536 bytes"
+    ):
         upload(source, "{working_dir}/large.bin").execute({})
-    with pytest.raises(InvalidInputError, match=r"large\.bin has 100000 bytes; .* downloads end at 49149 bytes"):
+    with pytest.raises(
+        InvalidInputError, match=r"large\.bin has 100000 bytes; .* downloads end at 49149 bytes"
+    ):
         download("{working_dir}/large.bin", tmp_path / "back.bin").execute({})
     assert changes(gateway) == []
     assert not (tmp_path / "back.bin").exists()
@@ -476,11 +486,9 @@ def test_a_path_outside_the_file_systems_is_refused(connected, local, tmp_path):
 def test_a_lack_of_permission_is_told_in_the_gateways_words(connected, there, local, tmp_path, on):
     denied = {"errorType": "error", "message": "x: Permission denied"}
     connected.faults.respond(403, denied, on=on, times=2)
+    operator = upload(local, f"{there}/x") if on == "upload" else download(f"{there}/x", tmp_path / "x")
     with pytest.raises(AccessDeniedError, match="Permission denied"):
-        if on == "upload":
-            upload(local, f"{there}/x").execute({})
-        else:
-            download(f"{there}/x", tmp_path / "x").execute({})
+        operator.execute({})
 
 
 def test_a_portal_in_place_of_the_gateway_is_recognised(connected, there, local):

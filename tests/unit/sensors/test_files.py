@@ -13,7 +13,9 @@ from airflow_hpc_provider.client.errors import InvalidInputError, WatchError
 from airflow_hpc_provider.sensors.files import HpcFileSensor
 
 MODES = pytest.mark.parametrize(
-    "mode", [{"mode": "poke"}, {"mode": "reschedule"}, {"deferrable": True}], ids=["poke", "reschedule", "deferred"]
+    "mode",
+    [{"mode": "poke"}, {"mode": "reschedule"}, {"deferrable": True}],
+    ids=["poke", "reschedule", "deferred"],
 )
 
 
@@ -49,18 +51,18 @@ def test_a_file_that_still_grows_is_not_there_yet(folder, mode):
     path = folder / "grows"
 
     def append() -> None:
-        for _ in range(12):
+        for _ in range(8):
             with path.open("a") as stream:
                 stream.write("x" * 100)
-            time.sleep(0.15)
+            time.sleep(0.12)
 
     writing = threading.Thread(target=append)
     writing.start()
-    found = wait_with(sensor(str(path), stable_for=1.2, **mode))
+    found = wait_with(sensor(str(path), stable_for=1.0, **mode))
     still_writing = writing.is_alive()
     writing.join()
     assert not still_writing
-    assert found == {"files": [{"path": str(path), "size": 1200}]}
+    assert found == {"files": [{"path": str(path), "size": 800}]}
 
 
 @MODES

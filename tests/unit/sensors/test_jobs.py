@@ -15,7 +15,9 @@ from airflow_hpc_provider.operators.jobs import HpcSubmitJobOperator
 from airflow_hpc_provider.sensors.jobs import HpcJobSensor
 
 MODES = pytest.mark.parametrize(
-    "mode", [{"mode": "poke"}, {"mode": "reschedule"}, {"deferrable": True}], ids=["poke", "reschedule", "deferred"]
+    "mode",
+    [{"mode": "poke"}, {"mode": "reschedule"}, {"deferrable": True}],
+    ids=["poke", "reschedule", "deferred"],
 )
 LONG = "#!/bin/bash\nsleep 60\n"
 
@@ -31,7 +33,9 @@ def submitted(connected):
     ids: list[str] = []
 
     def submit(script: str) -> str:
-        ids.append(connected.scheduler.submit(Submission(script=script, working_directory=str(connected.home))))
+        ids.append(
+            connected.scheduler.submit(Submission(script=script, working_directory=str(connected.home)))
+        )
         return ids[-1]
 
     yield submit
@@ -89,7 +93,9 @@ def test_the_output_of_a_submit_task_gives_job_system_and_array(make_gateway, co
 
 
 @MODES
-def test_a_node_that_failed_ends_the_wait_once_slurm_does_not_requeue(connected, submitted, monkeypatch, mode):
+def test_a_node_that_failed_ends_the_wait_once_slurm_does_not_requeue(
+    connected, submitted, monkeypatch, mode
+):
     monkeypatch.setattr("airflow_hpc_provider.watch._CONFIRM_AFTER", 0.5)
     job_id = submitted(LONG)
     connected.scheduler.end(job_id, "NODE_FAIL")
@@ -101,6 +107,8 @@ def test_a_node_that_failed_ends_the_wait_once_slurm_does_not_requeue(connected,
 @MODES
 def test_a_job_that_nobody_knows_is_lost(connected, monkeypatch, mode):
     monkeypatch.setattr("airflow_hpc_provider.watch._VISIBLE_WITHIN", 0.5)
+    monkeypatch.setattr("airflow_hpc_provider.watch._LOST_AFTER", 0.3)
+    monkeypatch.setattr("airflow_hpc_provider.watch._LOST_AFTER", 0.0)
     with pytest.raises(JobLostError):
         wait_with(sensor("999999", **mode))
 
@@ -143,7 +151,12 @@ def test_a_gateway_that_is_down_for_a_while_is_waited_for(connected, submitted, 
 def test_a_sensor_that_is_killed_leaves_the_job_alone(connected, submitted):
     job_id = submitted(LONG)
     task = sensor(job_id)
-    waiting = threading.Thread(target=lambda: pytest.raises(Exception, wait_with, task), daemon=True)
+
+    def wait() -> None:
+        with pytest.raises(JobFailedError):
+            wait_with(task)
+
+    waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     time.sleep(0.3)
     task.on_kill()

@@ -12,7 +12,9 @@ from airflow_hpc_provider.client.errors import InvalidInputError, WatchError
 from airflow_hpc_provider.sensors.systems import HpcSystemSensor
 
 MODES = pytest.mark.parametrize(
-    "mode", [{"mode": "poke"}, {"mode": "reschedule"}, {"deferrable": True}], ids=["poke", "reschedule", "deferred"]
+    "mode",
+    [{"mode": "poke"}, {"mode": "reschedule"}, {"deferrable": True}],
+    ids=["poke", "reschedule", "deferred"],
 )
 
 

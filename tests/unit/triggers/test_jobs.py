@@ -20,7 +20,9 @@ def submitted(connected):
     ids: list[str] = []
 
     def submit(script: str) -> str:
-        ids.append(connected.scheduler.submit(Submission(script=script, working_directory=str(connected.home))))
+        ids.append(
+            connected.scheduler.submit(Submission(script=script, working_directory=str(connected.home)))
+        )
         return ids[-1]
 
     yield submit
@@ -60,7 +62,8 @@ def test_a_job_that_is_not_visible_yet_is_waited_for(connected, submitted):
     assert verdict.data["state"] == "COMPLETED"
 
 
-def test_a_job_that_vanished_is_lost(connected, submitted):
+def test_a_job_that_vanished_is_lost(connected, submitted, monkeypatch):
+    monkeypatch.setattr("airflow_hpc_provider.watch._LOST_AFTER", 0.3)
     job_id = submitted("#!/bin/bash\nsleep 30\n")
     connected.faults.vanish(job_id)
     verdict = verdict_of(trigger_for(job_id, since=time.time() - 1000))
