@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from datetime import datetime, timedelta
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseOperator, conf
 
 from .client.calls import JSONObject
-from .client.session import Client
 from .hooks.hpc import HpcHook
 from .retries import HpcRetryPolicy
 from .triggers.base import HpcTrigger
 from .watch import Outcome, Verdict, Watch, follow
+
+if TYPE_CHECKING:
+    from .client.session import Client
 
 __all__ = ["HpcTask", "default_deferrable"]
 

@@ -17,19 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from .client.calls import Call, JSONObject
 from .client.errors import ApiError, HpcError, NotFoundError, TokenError, UnauthorizedError
-from .client.files import EntryKind
-from .client.files import listing as list_directory
-from .client.files import stat as stat_file
-from .client.jobs import Job, window_for
-from .client.jobs import get as get_job
-from .client.jobs import listing as list_jobs
-from .client.script import array_indices
-from .client.states import JobState, stuck
-from .client.systems import System
-from .client.systems import listing as list_systems
 
 if TYPE_CHECKING:
+    from .client.jobs import Job
     from .client.session import AsyncClient, Client
+    from .client.states import JobState
+    from .client.systems import System
 
 __all__ = [
     "FileWatch",
@@ -220,7 +213,7 @@ class Watch(Generic[T]):
 
 
 @dataclass(kw_only=True)
-class JobWatch(Watch[Job | None]):
+class JobWatch(Watch["Job | None"]):
     """Until a job, or every element of an array, is over.
 
     :param job_id: id of the job
@@ -249,6 +242,11 @@ class JobWatch(Watch[Job | None]):
         return f"Job {self.job_id} on system {self.system}"
 
     def look(self) -> Call[Job | None]:
+        from .client.jobs import get as get_job
+        from .client.jobs import listing as list_jobs
+        from .client.jobs import window_for
+        from .client.script import array_indices
+
         if self._by_name and self.name:
             listing = list_jobs(self.system, name=self.name, window=window_for(self._age))
             return listing.then(lambda found: found[0] if found else None)
@@ -313,6 +311,8 @@ class JobWatch(Watch[Job | None]):
 
     def _kept_waiting(self, seen: Job, now: float) -> Verdict | None:
         """A job that waits for what will not come is told of at once, and given up after a grace."""
+        from .client.states import stuck
+
         why = stuck(seen.reason) if seen.state.waiting else None
         if why is None:
             self._stuck = None
@@ -328,6 +328,8 @@ class JobWatch(Watch[Job | None]):
     @property
     def news(self) -> str:
         """The last sight in a few words, for the log."""
+        from .client.states import stuck
+
         if self._job is None:
             return "not visible yet"
         if self._gone is not None:
@@ -361,6 +363,10 @@ class FileWatch(Watch[dict[str, tuple[int, int | str]]]):
         return f"{self.path}{'/' + self.glob if self.glob else ''} on system {self.system}"
 
     def look(self) -> Call[dict[str, tuple[int, int | str]]]:
+        from .client.files import EntryKind
+        from .client.files import listing as list_directory
+        from .client.files import stat as stat_file
+
         if self.glob is None:
             return stat_file(self.system, self.path, dereference=True).then(
                 lambda stat: {self.path: (stat.size, stat.modified)}
@@ -408,7 +414,7 @@ class FileWatch(Watch[dict[str, tuple[int, int | str]]]):
 
 
 @dataclass(kw_only=True)
-class SystemWatch(Watch[tuple[System, ...]]):
+class SystemWatch(Watch["tuple[System, ...]"]):
     """Until a system is healthy.
 
     :param services: kinds of service that must be healthy (``scheduler``, ``ssh``, …); empty for all
@@ -422,6 +428,8 @@ class SystemWatch(Watch[tuple[System, ...]]):
         return f"System {self.system}"
 
     def look(self) -> Call[tuple[System, ...]]:
+        from .client.systems import listing as list_systems
+
         return list_systems()
 
     def decide(self, seen: tuple[System, ...], now: float) -> Verdict | None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from airflow_hpc_provider.client.auth import AccessToken, ClientCredentials
 from airflow_hpc_provider.client.errors import (
     AccessDeniedError,
     HpcError,
@@ -17,13 +16,13 @@ from airflow_hpc_provider.client.errors import (
 )
 from airflow_hpc_provider.client.redact import redact
 from airflow_hpc_provider.client.retry import RateBudget, RetryPolicy
-from airflow_hpc_provider.client.session import AsyncClient, Client
-from airflow_hpc_provider.client.systems import System, user_info
-from airflow_hpc_provider.client.systems import listing as list_systems
-from airflow_hpc_provider.settings import Settings
 
 if TYPE_CHECKING:
     import httpx
+
+    from airflow_hpc_provider.client.session import AsyncClient, Client
+    from airflow_hpc_provider.client.systems import System
+    from airflow_hpc_provider.settings import Settings
 
 __all__ = ["HpcHook"]
 
@@ -57,6 +56,8 @@ class HpcHook(BaseHook):
         :raises InvalidInputError: naming the field at fault
         :raises AirflowNotFoundException: there is no such connection
         """
+        from airflow_hpc_provider.settings import Settings
+
         return Settings.from_connection(self.get_connection(self.hpc_conn_id))
 
     def client(self, *, policy: RetryPolicy | None = None) -> Client:
@@ -64,6 +65,8 @@ class HpcHook(BaseHook):
 
         :param policy: when to try a failed call again
         """
+        from airflow_hpc_provider.client.session import Client
+
         return Client(self.settings.url, **_options(self.settings, policy))
 
     async def async_client(self, *, policy: RetryPolicy | None = None) -> AsyncClient:
@@ -71,8 +74,11 @@ class HpcHook(BaseHook):
 
         :param policy: when to try a failed call again
         """
+        from airflow_hpc_provider.client.session import AsyncClient
+        from airflow_hpc_provider.settings import Settings
+
         if "settings" not in self.__dict__:
-            from airflow.providers.common.compat.connection import get_async_connection  # noqa: PLC0415
+            from airflow.providers.common.compat.connection import get_async_connection
 
             connection = await get_async_connection(self.hpc_conn_id, type(self))
             self.__dict__["settings"] = Settings.from_connection(connection)
@@ -83,6 +89,8 @@ class HpcHook(BaseHook):
 
         :raises InvalidInputError: neither is given; the text lists the systems of the gateway
         """
+        from airflow_hpc_provider.client.systems import listing as list_systems
+
         name = (system or self.settings.system or "").strip()
         if name:
             return name
@@ -101,6 +109,8 @@ class HpcHook(BaseHook):
         :param system: its name; None for the connection's
         :raises InvalidInputError: the gateway has no such system; the text lists those it has
         """
+        from airflow_hpc_provider.client.systems import listing as list_systems
+
         name = self.system_name(system)
         known = client.send(list_systems())
         found = next((item for item in known if item.name.lower() == name.lower()), None)
@@ -117,6 +127,8 @@ class HpcHook(BaseHook):
         :return: an absolute path
         :raises InvalidInputError: the connection names none and the system has no default
         """
+        from airflow_hpc_provider.client.systems import user_info
+
         if self.settings.working_dir:
             return self.settings.working_dir.rstrip("/") or "/"
         base = system.default_directory
@@ -146,6 +158,9 @@ class HpcHook(BaseHook):
         return found[0] if found else (False, f"No answer within {_TEST_SECONDS:.0f} s.")
 
     def _probe(self) -> tuple[bool, str]:
+        from airflow_hpc_provider.client.session import Client
+        from airflow_hpc_provider.client.systems import listing as list_systems
+
         try:
             options = _options(self.settings, RetryPolicy(attempts=1))
             options["timeout"] = min(self.settings.timeout, _TEST_SECONDS / 3)
@@ -167,6 +182,8 @@ _budgets: dict[tuple[str, str, float], RateBudget] = {}
 
 def _options(settings: Settings, policy: RetryPolicy | None) -> dict[str, Any]:
     """Arguments of a client: how to sign, how fast to ask, whom to trust."""
+    from airflow_hpc_provider.client.auth import AccessToken, ClientCredentials
+
     auth: httpx.Auth
     identity = settings.client_id or "token"
     if settings.access_token:

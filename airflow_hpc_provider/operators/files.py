@@ -7,18 +7,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow_hpc_provider.client import files
 from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import InvalidInputError, TransferError, WatchError
-from airflow_hpc_provider.client.jobs import Job, check_job_id
-from airflow_hpc_provider.client.paths import file_name, remote_path
-from airflow_hpc_provider.client.session import Client
-from airflow_hpc_provider.client.staging import Moved, Wait, download_file, upload_file
-from airflow_hpc_provider.client.systems import System
 from airflow_hpc_provider.tasks import HpcTask
 from airflow_hpc_provider.watch import JobWatch, Outcome
+
+if TYPE_CHECKING:
+    from airflow_hpc_provider.client.jobs import Job
+    from airflow_hpc_provider.client.session import Client
+    from airflow_hpc_provider.client.staging import Moved, Wait
+    from airflow_hpc_provider.client.systems import System
 
 __all__ = ["HpcDownloadOperator", "HpcUploadOperator"]
 
@@ -57,6 +57,7 @@ class _TransferOperator(HpcTask):
 
     def _wait(self, client: Client, system: System) -> Wait:
         """Waits for the job that moves the data on the system's side."""
+        from airflow_hpc_provider.client.jobs import Job
 
         def wait(job_id: str) -> Job:
             watch = JobWatch(
@@ -115,6 +116,10 @@ class HpcUploadOperator(_TransferOperator):
 
     def execute(self, context: Any) -> JSONObject | list[JSONObject]:
         """Copy."""
+        from airflow_hpc_provider.client import files
+        from airflow_hpc_provider.client.paths import file_name, remote_path
+        from airflow_hpc_provider.client.staging import upload_file
+
         del context
         given, several = _listed(self.local_path)
         sources = [_local_file(path) for path in given]
@@ -186,6 +191,9 @@ class HpcDownloadOperator(_TransferOperator):
 
     def execute(self, context: Any) -> JSONObject | list[JSONObject]:
         """Copy."""
+        from airflow_hpc_provider.client.paths import remote_path
+        from airflow_hpc_provider.client.staging import download_file
+
         del context
         job = _job_output(self.job, self.remote_path)
         wanted, several = _listed(self.remote_path)
@@ -257,6 +265,8 @@ def _local_file(path: Any) -> Path:
 
 def _check_shape(path: Any, *, relative: bool = False) -> None:
     """Refuse a bad remote path before the gateway is asked for anything."""
+    from airflow_hpc_provider.client.paths import remote_path
+
     if isinstance(path, str) and path.startswith("{working_dir}"):
         path = path.replace("{working_dir}", "/", 1)
     if isinstance(path, str):
@@ -270,6 +280,8 @@ def _parent(path: str) -> str:
 
 def _job_output(job: Any, path: Any) -> Mapping[str, Any] | None:
     """The output of a submit task, checked; a job id alone does not tell where the job ran."""
+    from airflow_hpc_provider.client.jobs import check_job_id
+
     if job is None:
         if "{job_id}" in str(path):
             raise InvalidInputError(

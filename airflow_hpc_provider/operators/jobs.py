@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowTaskTimeout
 from jinja2 import TemplateNotFound
 
-from airflow_hpc_provider.client import files, jobs
 from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import (
     HpcError,
@@ -22,15 +21,16 @@ from airflow_hpc_provider.client.errors import (
     NotFoundError,
     WatchError,
 )
-from airflow_hpc_provider.client.jobs import Job, JobSpec
-from airflow_hpc_provider.client.request import JobRequest, result_of
-from airflow_hpc_provider.client.session import Client
-from airflow_hpc_provider.client.states import JobState, advice
 from airflow_hpc_provider.hooks.hpc import HpcHook
-from airflow_hpc_provider.submission import Identity, Store, Submission, submit_once
 from airflow_hpc_provider.tasks import HpcTask, carried, deadline, default_deferrable
 from airflow_hpc_provider.triggers.jobs import HpcJobTrigger
 from airflow_hpc_provider.watch import JobWatch, Outcome, Verdict
+
+if TYPE_CHECKING:
+    from airflow_hpc_provider.client.jobs import Job, JobSpec
+    from airflow_hpc_provider.client.request import JobRequest
+    from airflow_hpc_provider.client.session import Client
+    from airflow_hpc_provider.submission import Submission
 
 __all__ = ["HpcCancelJobOperator", "HpcSubmitJobOperator"]
 
@@ -170,6 +170,9 @@ class HpcSubmitJobOperator(HpcTask):
             self._stop = None
 
     def _execute(self, context: Any, stop: threading.Event) -> JSONObject:
+        from airflow_hpc_provider.client.jobs import Job
+        from airflow_hpc_provider.client.states import JobState
+
         hook = self.hook
         with hook.client() as client:
             system = hook.system(client, self.system)
@@ -224,6 +227,8 @@ class HpcSubmitJobOperator(HpcTask):
             self._stop.set()
 
     def _request(self, resolve: Callable[[str], str]) -> JobRequest:
+        from airflow_hpc_provider.client.request import JobRequest
+
         return JobRequest.checked(
             script=self.script,
             script_path=resolve(self.script_path) if self.script_path else self.script_path,
@@ -245,6 +250,9 @@ class HpcSubmitJobOperator(HpcTask):
         context: Any,
         request: JobRequest,
     ) -> Submission:
+        from airflow_hpc_provider.client import files
+        from airflow_hpc_provider.submission import Identity, Store, submit_once
+
         ti = context["ti"]
         spec_for("check")  # refuses what this system would ignore before anything is made on it
         made: set[str] = set()
@@ -323,6 +331,8 @@ class HpcSubmitJobOperator(HpcTask):
         raise WatchError(f"The task was ended by a user; job {job_id} on system {system} is cancelled.")
 
     def _cancel(self, client: Client, system: str, job_id: str) -> None:
+        from airflow_hpc_provider.client import jobs
+
         if not self.cancel_on_kill:
             return
         try:
@@ -332,6 +342,9 @@ class HpcSubmitJobOperator(HpcTask):
             self.log.warning("Job %s could not be cancelled: %s", job_id, error)
 
     def _result(self, job: Job, system: str, carry: JSONObject) -> JSONObject:
+        from airflow_hpc_provider.client.jobs import JobSpec
+        from airflow_hpc_provider.client.request import result_of
+
         spec = JobSpec(**carry["spec"])
         return result_of(job, spec=spec, system=system, submitted_at=carry["since"], array=carry["array"])
 
@@ -339,6 +352,9 @@ class HpcSubmitJobOperator(HpcTask):
         self, client: Client, verdict: Verdict, system: str, job_id: str, carry: JSONObject
     ) -> JSONObject:
         """The one end of both ways to wait."""
+        from airflow_hpc_provider.client.jobs import Job
+        from airflow_hpc_provider.client.states import JobState
+
         if verdict.outcome is Outcome.TIMEOUT:
             self._cancel(client, system, job_id)
             raise AirflowTaskTimeout(verdict.message)
@@ -385,6 +401,8 @@ class HpcCancelJobOperator(HpcTask):
 
     def execute(self, context: Any) -> bool:
         """Cancel."""
+        from airflow_hpc_provider.client import jobs
+
         del context
         job_id = jobs.check_job_id(self.job, "job")
         hook: HpcHook = self.hook
@@ -405,12 +423,16 @@ def _system_of(job: Any) -> str | None:
 
 def _telling_element(result: JSONObject) -> JSONObject:
     """The element of an array whose output says most: the first that failed, else the first."""
+    from airflow_hpc_provider.client.states import JobState
+
     elements: list[JSONObject] = result["elements"] or [result]
     return next((item for item in elements if item["state"] != JobState.COMPLETED.value), elements[0])
 
 
 def _tail(client: Client, system: str, path: str, lines: int) -> str:
     """The end of an output file; there may be none, and a file system may show it some seconds late."""
+    from airflow_hpc_provider.client import files
+
     if lines < 1:
         return ""
     for pause in (2.0, 0.0):
@@ -425,6 +447,8 @@ def _tail(client: Client, system: str, path: str, lines: int) -> str:
 
 def _failure(job: Job, system: str, result: JSONObject, errors: str) -> str:
     """What a person needs to know about a job that failed."""
+    from airflow_hpc_provider.client.states import advice
+
     text = f"Job {job.job_id} on system {system} is {job.state.value}"
     told = [f"reason {job.reason}"] if job.reason else []
     if job.signal:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, AirflowTaskTimeout
 
 from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import HpcError, JobLostError, WatchError
-from airflow_hpc_provider.client.session import Client
 from airflow_hpc_provider.hooks.hpc import HpcHook
 from airflow_hpc_provider.tasks import HpcTask, carried, deadline, default_deferrable
 from airflow_hpc_provider.triggers.base import HpcTrigger
 from airflow_hpc_provider.watch import Outcome, Verdict, Watch
+
+if TYPE_CHECKING:
+    from airflow_hpc_provider.client.session import Client
 
 __all__ = ["HpcSensor"]
 

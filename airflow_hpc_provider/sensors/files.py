@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import InvalidInputError
-from airflow_hpc_provider.client.paths import file_name, remote_path
-from airflow_hpc_provider.client.session import Client
 from airflow_hpc_provider.hooks.hpc import HpcHook
 from airflow_hpc_provider.triggers.files import HpcFileTrigger
 from airflow_hpc_provider.watch import FileWatch, Verdict
 
 from .base import HpcSensor
+
+if TYPE_CHECKING:
+    from airflow_hpc_provider.client.session import Client
 
 __all__ = ["HpcFileSensor"]
 
@@ -46,6 +47,8 @@ class HpcFileSensor(HpcSensor):
 
     def watch_for(self, client: Client, hook: HpcHook, **common: Any) -> FileWatch:
         """A watch on the path."""
+        from airflow_hpc_provider.client.paths import file_name, remote_path
+
         if self.glob is not None and "/" in self.glob:
             raise InvalidInputError("glob", f"{self.glob!r} must match a name; put the directory into path.")
         if not isinstance(self.path, str) or "{working_dir}" not in self.path:

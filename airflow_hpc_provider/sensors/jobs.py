@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import InvalidInputError, JobFailedError
-from airflow_hpc_provider.client.jobs import Job, check_job_id
-from airflow_hpc_provider.client.session import Client
-from airflow_hpc_provider.client.states import JobState, advice
 from airflow_hpc_provider.hooks.hpc import HpcHook
 from airflow_hpc_provider.triggers.jobs import HpcJobTrigger
 from airflow_hpc_provider.watch import JobWatch, Verdict
 
 from .base import HpcSensor
+
+if TYPE_CHECKING:
+    from airflow_hpc_provider.client.session import Client
 
 __all__ = ["HpcJobSensor"]
 
@@ -45,6 +45,9 @@ class HpcJobSensor(HpcSensor):
 
     def watch_for(self, client: Client, hook: HpcHook, **common: Any) -> JobWatch:
         """A watch on the job."""
+        from airflow_hpc_provider.client.jobs import check_job_id
+        from airflow_hpc_provider.client.states import JobState
+
         del client
         for state in self.expected_states:
             if not JobState.read(state).final:
@@ -60,6 +63,9 @@ class HpcJobSensor(HpcSensor):
 
     def done(self, verdict: Verdict) -> JSONObject:
         """The job's record."""
+        from airflow_hpc_provider.client.jobs import Job
+        from airflow_hpc_provider.client.states import JobState, advice
+
         job = Job.from_json(verdict.data)
         if job.state in {JobState.read(state) for state in self.expected_states}:
             return verdict.data

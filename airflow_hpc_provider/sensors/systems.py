@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_hpc_provider.client.errors import InvalidInputError
-from airflow_hpc_provider.client.session import Client
 from airflow_hpc_provider.hooks.hpc import HpcHook
 from airflow_hpc_provider.triggers.systems import HpcSystemTrigger
 from airflow_hpc_provider.watch import SystemWatch, Verdict
 
 from .base import HpcSensor
+
+if TYPE_CHECKING:
+    from airflow_hpc_provider.client.session import Client
 
 __all__ = ["HpcSystemSensor"]
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow_hpc_provider.client import jobs
 from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import HpcError
 from airflow_hpc_provider.client.retry import RetryPolicy
-from airflow_hpc_provider.client.session import AsyncClient
 from airflow_hpc_provider.hooks.hpc import HpcHook
 from airflow_hpc_provider.watch import JobWatch, Outcome, Verdict
 
 from .base import HpcTrigger
+
+if TYPE_CHECKING:
+    from airflow_hpc_provider.client.session import AsyncClient
 
 __all__ = ["HpcJobTrigger"]
 
@@ -45,12 +46,16 @@ class HpcJobTrigger(HpcTrigger):
 
     async def settle(self, client: AsyncClient, verdict: Verdict) -> None:
         """After a time-out nobody else cancels: Airflow calls no ``on_kill`` for it."""
+        from airflow_hpc_provider.client import jobs
+
         if verdict.outcome is Outcome.TIMEOUT and self.cancel_on_kill:
             with contextlib.suppress(HpcError):  # the operator tries again
                 await client.send(jobs.cancel(self.watch.system, self.watch.job_id))
 
     async def on_kill(self) -> None:
         """Cancel the job if a user ended the task; leave it if the trigger is only moved elsewhere."""
+        from airflow_hpc_provider.client import jobs
+
         if not self.cancel_on_kill or await self._still_deferred():
             return
         async with await HpcHook(self.hpc_conn_id).async_client(policy=RetryPolicy(attempts=3)) as client:
@@ -59,8 +64,8 @@ class HpcJobTrigger(HpcTrigger):
 
     async def _still_deferred(self) -> bool:
         """A slow triggerer has its triggers moved, and then calls ``on_kill`` as for a user's kill."""
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415  slow to import
-        from asgiref.sync import sync_to_async  # noqa: PLC0415  the same
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+        from asgiref.sync import sync_to_async
 
         ti = self.task_instance
         if ti is None:

