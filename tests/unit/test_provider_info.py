@@ -158,7 +158,7 @@ def test_imports_nothing_of_airflow():
 def test_airflow_lists_it(tmp_path, command, shown):
     airflow = shutil.which("airflow", path=os.path.dirname(sys.executable))  # noqa: PTH120
     env = {
-        **os.environ,
+        **{key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")},
         "AIRFLOW_HOME": str(tmp_path),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/airflow.db",
     }
