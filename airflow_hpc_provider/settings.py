@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -64,6 +65,13 @@ class Settings:
     ca_bundle: str | None = None
     timeout: float = 30.0
     max_requests_per_second: float | None = None
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Which gateway is asked, and who asks."""
+        if self.access_token:
+            return self.url, hashlib.sha256(self.access_token.encode()).hexdigest()
+        return self.url, self.client_id or ""
 
     @classmethod
     def from_connection(cls, connection: ConnectionLike) -> Settings:

@@ -69,12 +69,8 @@ class HpcHook(BaseHook):
 
         return Client(self.settings.url, **_options(self.settings, policy))
 
-    async def async_client(self, *, policy: RetryPolicy | None = None) -> AsyncClient:
-        """A client for event loops, to be used in an ``async with`` statement.
-
-        :param policy: when to try a failed call again
-        """
-        from airflow_hpc_provider.client.session import AsyncClient
+    async def load(self) -> None:
+        """Read the connection on an event loop; afterwards ``settings`` is there."""
         from airflow_hpc_provider.settings import Settings
 
         if "settings" not in self.__dict__:
@@ -82,6 +78,15 @@ class HpcHook(BaseHook):
 
             connection = await get_async_connection(self.hpc_conn_id, type(self))
             self.__dict__["settings"] = Settings.from_connection(connection)
+
+    async def async_client(self, *, policy: RetryPolicy | None = None) -> AsyncClient:
+        """A client for event loops, to be used in an ``async with`` statement.
+
+        :param policy: when to try a failed call again
+        """
+        from airflow_hpc_provider.client.session import AsyncClient
+
+        await self.load()
         return AsyncClient(self.settings.url, **_options(self.settings, policy))
 
     def system_name(self, system: str | None = None) -> str:
@@ -185,7 +190,6 @@ def _options(settings: Settings, policy: RetryPolicy | None) -> dict[str, Any]:
     from airflow_hpc_provider.client.auth import AccessToken, ClientCredentials
 
     auth: httpx.Auth
-    identity = settings.client_id or "token"
     if settings.access_token:
         auth = AccessToken(settings.url, settings.access_token)
     else:
@@ -198,7 +202,7 @@ def _options(settings: Settings, policy: RetryPolicy | None) -> dict[str, Any]:
             scope=settings.scope,
         )
     rate = settings.max_requests_per_second
-    budget = _budgets.setdefault((settings.url, identity, rate), RateBudget(rate)) if rate else None
+    budget = _budgets.setdefault((*settings.identity, rate), RateBudget(rate)) if rate else None
     return {
         "auth": auth,
         "timeout": settings.timeout,

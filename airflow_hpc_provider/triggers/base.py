@@ -16,7 +16,7 @@ from airflow_hpc_provider.hooks.hpc import HpcHook
 from airflow_hpc_provider.watch import Outcome, Verdict, Watch, follow_async
 
 if TYPE_CHECKING:
-    from airflow_hpc_provider.client.session import AsyncClient
+    pass
 
 __all__ = ["HpcTrigger"]
 
@@ -45,20 +45,20 @@ class HpcTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until there is a verdict, and send it."""
         try:
-            # The watch has patience of its own, so a look is not repeated for long.
-            async with await HpcHook(self.hpc_conn_id).async_client(policy=RetryPolicy(attempts=2)) as client:
-                verdict = await follow_async(client, self.watch, after_look=self._tell)
-                await self.settle(client, verdict)
+            verdict = await self.wait()
         except HpcError as error:
             verdict = Verdict(Outcome.FAILED, str(error), transient=error.transient)
         except AirflowException as error:  # the connection cannot be had
             verdict = Verdict(Outcome.FAILED, str(error))
         yield TriggerEvent(verdict.to_event() | {"carry": self.carry})  # type: ignore[no-untyped-call]
 
-    async def settle(self, client: AsyncClient, verdict: Verdict) -> None:
-        """What is left to do before the verdict is sent."""
+    async def wait(self) -> Verdict:
+        """Look until there is a verdict."""
+        # The watch has patience of its own, so a look is not repeated for long.
+        async with await HpcHook(self.hpc_conn_id).async_client(policy=RetryPolicy(attempts=2)) as client:
+            return await follow_async(client, self.watch, after_look=self.tell)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         news = getattr(self.watch, "news", "")
         if news != getattr(self, "_said", None):
             self._said = news

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 from airflow_hpc_provider.client.calls import JSONObject
@@ -44,20 +45,28 @@ class HpcJobTrigger(HpcTrigger):
         path, arguments = super().serialize()
         return path, arguments | {"cancel_on_kill": self.cancel_on_kill}
 
-    async def settle(self, client: AsyncClient, verdict: Verdict) -> None:
-        """After a time-out nobody else cancels: Airflow calls no ``on_kill`` for it."""
-        from airflow_hpc_provider.client import jobs
+    async def wait(self) -> Verdict:
+        """Wait in the one poll loop for all jobs of this gateway identity and system on this event loop."""
+        from airflow_hpc_provider.hub import hub_for
 
+        hook = HpcHook(self.hpc_conn_id)
+        await hook.load()
+        hub = hub_for(hook.settings.identity, self.watch.system, functools.partial(_open, self.hpc_conn_id))
+        verdict = await hub.wait(self.watch, after_look=self.tell)
+        # After a time-out nobody else cancels: Airflow calls no ``on_kill`` for it.
         if verdict.outcome is Outcome.TIMEOUT and self.cancel_on_kill:
             with contextlib.suppress(HpcError):  # the operator tries again
-                await client.send(jobs.cancel(self.watch.system, self.watch.job_id))
+                await self._cancel()
+        return verdict
 
     async def on_kill(self) -> None:
         """Cancel the job if a user ended the task; leave it if the trigger is only moved elsewhere."""
+        if self.cancel_on_kill and not await self._still_deferred():
+            await self._cancel()
+
+    async def _cancel(self) -> None:
         from airflow_hpc_provider.client import jobs
 
-        if not self.cancel_on_kill or await self._still_deferred():
-            return
         async with await HpcHook(self.hpc_conn_id).async_client(policy=RetryPolicy(attempts=3)) as client:
             cancelled = await client.send(jobs.cancel(self.watch.system, self.watch.job_id))
         self.log.info("%s %s.", self.watch.describe(), "cancelled" if cancelled else "was over already")
@@ -75,3 +84,10 @@ class HpcJobTrigger(HpcTrigger):
         )
         key = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
         return bool(states.get(ti.run_id, {}).get(key) == "deferred")
+
+
+async def _open(hpc_conn_id: str) -> AsyncClient:
+    """A client of the connection as it is now: its secret may have changed since the last one."""
+    from airflow_hpc_provider.hub import POLICY
+
+    return await HpcHook(hpc_conn_id).async_client(policy=POLICY)

@@ -110,7 +110,7 @@ async def wait_for_all(wait: Wait, orders: dict[str, Any]) -> None:
     async def one(job_id: str) -> None:
         try:
             await wait(job_id)
-        except Exception:
+        except Exception:  # noqa: BLE001  whatever it is, it makes the figures void
             traceback.print_exc()
             os._exit(1)
         told[job_id] = time.time()

@@ -103,6 +103,8 @@ def main() -> None:
                 for side in ("ours", "theirs"):
                     row[side] = measure(side, url, jobs, options, home)
                     show(jobs, side, row[side])
+                if row["theirs"]["requests"] < jobs * 30 / options.poll_interval:
+                    print("        theirs cannot keep up: its client is busy with its own queue of requests")
                 row["requests_ratio"] = row["theirs"]["requests"] / max(row["ours"]["requests"], 1e-9)
                 rows.append(row)
         finally:
