@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .calls import JSONObject
 from .errors import InvalidInputError
-from .jobs import Job, JobSpec
+from .jobs import Job, JobSpec, check_job_id
 from .paths import remote_path
 from .script import (
     SCHEDULER_FIELDS,
@@ -23,7 +23,15 @@ from .script import (
     script_directives,
 )
 
-__all__ = ["JobRequest", "result_of"]
+__all__ = ["DEPENDENCIES", "JobRequest", "dependency", "result_of"]
+
+# Parameters that make a job wait for others, and what sbatch calls them.
+DEPENDENCIES = {
+    "after_ok": "afterok",
+    "after_not_ok": "afternotok",
+    "after_any": "afterany",
+    "after": "after",
+}
 
 # A job in REST mode has only the environment it is sent; without this not even `srun hostname` is found.
 _REST_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -168,6 +176,32 @@ class JobRequest:
                 f"this system is in REST mode and would ignore {', '.join(dict.fromkeys(dropped))}; "
                 f"it takes only {', '.join(sorted(SCHEDULER_FIELDS))}, job name, directory and output files.",
             )
+
+
+def dependency(after: Mapping[str, object], *, system: str) -> str | None:
+    """A value for ``--dependency``, of jobs that others submitted.
+
+    :param after: by parameter (``after_ok``, …): a job or a list of jobs, each an id or the output of the
+        task that submitted it; None for none
+    :param system: name of the system, on which the jobs must be too
+    :return: as ``afterok:12:13,afterany:14``; all must be satisfied
+    :raises InvalidInputError: one is no job, or on another system
+    """
+    told = []
+    for name, given in after.items():
+        if given is None:
+            continue
+        some = list(given) if isinstance(given, list | tuple | set) else [given]
+        ids = [check_job_id(job, name) for job in some]
+        for job, job_id in zip(some, ids, strict=True):
+            where = job.get("system") if isinstance(job, Mapping) else None
+            if where is not None and str(where).lower() != system.lower():
+                raise InvalidInputError(
+                    name, f"job {job_id} is on system {where}; a job on {system} cannot wait for it."
+                )
+        if ids:
+            told.append(":".join([DEPENDENCIES[name], *dict.fromkeys(ids)]))
+    return ",".join(told) or None
 
 
 def result_of(job: Job, *, spec: JobSpec, system: str, submitted_at: str, array: str | None) -> JSONObject:

@@ -61,6 +61,11 @@ class HpcSubmitJobOperator(HpcTask):
     :param stdout: path or Slurm pattern of the output file, relative to the working directory.
         Default: ``slurm-%j.out`` (arrays: ``slurm-%A_%a.out``)
     :param stderr: the same for standard error. Default: ``slurm-%j.err``
+    :param after_ok: jobs that must complete first, as Slurm dependencies: a list of ids or of the outputs of
+        the tasks that submitted them with ``wait=False``, so that this job queues while they run
+    :param after_not_ok: jobs that must fail first
+    :param after_any: jobs that must end first
+    :param after: jobs that must start first
     :param wait: wait for the end of the job; False returns at once
     :param deferrable: wait in the triggerer, without holding a worker.
         Default: Airflow's ``[operators] default_deferrable``
@@ -87,6 +92,10 @@ class HpcSubmitJobOperator(HpcTask):
         "partition",
         "stdout",
         "stderr",
+        "after_ok",
+        "after_not_ok",
+        "after_any",
+        "after",
         "system",
         "hpc_conn_id",
     )
@@ -107,6 +116,10 @@ class HpcSubmitJobOperator(HpcTask):
         partition: str | None = None,
         stdout: str | None = None,
         stderr: str | None = None,
+        after_ok: Any = None,
+        after_not_ok: Any = None,
+        after_any: Any = None,
+        after: Any = None,
         wait: bool = True,
         deferrable: bool | None = None,
         poll_interval: float = 30.0,
@@ -126,6 +139,10 @@ class HpcSubmitJobOperator(HpcTask):
         self.partition = partition
         self.stdout = stdout
         self.stderr = stderr
+        self.after_ok = after_ok
+        self.after_not_ok = after_not_ok
+        self.after_any = after_any
+        self.after = after
         self.wait = wait
         self.deferrable = default_deferrable() if deferrable is None else deferrable
         self.poll_interval = poll_interval
@@ -176,7 +193,7 @@ class HpcSubmitJobOperator(HpcTask):
         hook = self.hook
         with hook.client() as client:
             system = hook.system(client, self.system)
-            request = self._request(lambda path: hook.resolve_path(client, system, path))
+            request = self._request(system.name, lambda path: hook.resolve_path(client, system, path))
             base = request.working_directory or hook.working_dir(client, system)
             account = hook.settings.account
 
@@ -226,13 +243,20 @@ class HpcSubmitJobOperator(HpcTask):
         if self._stop is not None:
             self._stop.set()
 
-    def _request(self, resolve: Callable[[str], str]) -> JobRequest:
-        from airflow_hpc_provider.client.request import JobRequest
+    def _request(self, system: str, resolve: Callable[[str], str]) -> JobRequest:
+        from airflow_hpc_provider.client.request import DEPENDENCIES, JobRequest, dependency
 
+        options = self.sbatch_options
+        if after := dependency({name: getattr(self, name) for name in DEPENDENCIES}, system=system):
+            if "dependency" in (options or {}):
+                raise InvalidInputError(
+                    "sbatch_options['dependency']", "is given beside after_ok and its like; give one of them."
+                )
+            options = {**(options or {}), "dependency": after}
         return JobRequest.checked(
             script=self.script,
             script_path=resolve(self.script_path) if self.script_path else self.script_path,
-            sbatch_options=self.sbatch_options,
+            sbatch_options=options,
             env=self.env,
             job_name=self.job_name,
             working_directory=resolve(self.working_directory) if self.working_directory else None,

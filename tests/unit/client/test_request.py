@@ -7,7 +7,7 @@ import pytest
 
 from airflow_hpc_provider.client.errors import InvalidInputError
 from airflow_hpc_provider.client.jobs import Element, Job, JobSpec
-from airflow_hpc_provider.client.request import JobRequest, result_of
+from airflow_hpc_provider.client.request import JobRequest, dependency, result_of
 from airflow_hpc_provider.client.states import JobState
 
 SCRIPT = "#!/bin/bash\nhostname\n"
@@ -339,3 +339,37 @@ def test_the_result_of_an_array_tells_of_each_element_even_of_one_that_was_never
             "stderr": "/w/27.err",
         },
     ]
+
+
+# --- dependencies -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after", "value"),
+    [
+        ({}, None),
+        ({"after_ok": None, "after_any": []}, None),
+        ({"after_ok": "12"}, "afterok:12"),
+        ({"after_ok": [{"job_id": "12", "system": "Daint"}, 13, "12"]}, "afterok:12:13"),
+        (
+            {"after_ok": 1, "after_not_ok": [2], "after_any": (3,), "after": 4},
+            "afterok:1,afternotok:2,afterany:3,after:4",
+        ),
+    ],
+)
+def test_jobs_to_wait_for_become_one_dependency(after, value):
+    assert dependency(after, system="daint") == value
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ({"after_ok": [None]}, "there is no job id"),
+        ({"after_any": ["x"]}, "no job id"),
+        ({"after_ok": [{"job_id": "5", "system": "eiger"}]}, "on system eiger; a job on daint cannot wait"),
+    ],
+)
+def test_what_is_no_job_here_cannot_be_waited_for(after, words):
+    with pytest.raises(InvalidInputError, match=words) as caught:
+        dependency(after, system="daint")
+    assert caught.value.field in after

@@ -669,3 +669,33 @@ def test_the_system_of_a_job_is_that_of_its_task(make_gateway, connect):
     assert job["system"] == "eiger"
     assert HpcCancelJobOperator(task_id="cancel", job=job).execute({}) is True
     assert gateway.scheduler_of("eiger").records(job["job_id"])[0].state.startswith("CANCELLED")
+
+
+# --- dependencies -----------------------------------------------------------------------------------------
+
+
+@MODES
+def test_a_job_waits_in_the_queue_for_one_that_still_runs(connected, deferrable):
+    first = submit("#!/bin/bash\nsleep 1\n", task_id="first", wait=False).execute(context_of(task_id="first"))
+    second = execute(
+        submit(task_id="second", after_ok=[first], deferrable=deferrable), context_of(task_id="second")
+    )
+    assert state_of(connected, first["job_id"]) == "COMPLETED"
+    assert second["state"] == "COMPLETED"
+    assert datetime.fromisoformat(second["submit_time"]) < datetime.fromisoformat(second["start_time"])
+
+
+def test_a_job_whose_dependency_failed_is_given_up_after_its_grace(connected):
+    first = submit("#!/bin/bash\nexit 1\n", task_id="first", wait=False).execute(context_of(task_id="first"))
+    second = submit(task_id="second", after_ok=first, pending_grace=0.2)
+    with pytest.raises(JobFailedError, match="DependencyNeverSatisfied"):
+        execute(second, context_of(task_id="second"))
+    ours = second._job[1]
+    until(lambda: state_of(connected, ours).startswith("CANCELLED"))
+
+
+def test_a_dependency_given_twice_is_refused_before_anything_is_sent(connected):
+    operator = submit(after_ok=["1"], sbatch_options={"dependency": "afterok:2"})
+    with pytest.raises(InvalidInputError, match="give one of them"):
+        operator.execute(context_of())
+    assert submissions(connected) == 0
