@@ -95,6 +95,20 @@ def dag(connected, connect, tmp_path, monkeypatch):
         cancel = HpcCancelJobOperator(
             task_id="cancel", job="{{ ti.xcom_pull(task_ids='run', key='job_id') }}", **WHERE
         )
+        fails = HpcSubmitJobOperator(
+            task_id="fails", script="#!/bin/bash\nexit {{ 1 }}\n", wait=False, **WHERE
+        )
+        last = HpcSubmitJobOperator(
+            task_id="last",
+            script="#!/bin/bash\n# {{ run_id }}\n",
+            after_ok="{{ ti.xcom_pull(task_ids='run', key='job_id') }}",
+            after_not_ok=["{{ ti.xcom_pull(task_ids='fails', key='job_id') }}"],
+            after_any=["{{ ti.xcom_pull(task_ids='other', key='job_id') }}", run.output],
+            after=fails.output,
+            poll_interval=0.2,
+            deferrable=False,
+            **WHERE,
+        )
         stage_out = HpcDownloadOperator(
             task_id="stage_out",
             job=run.output,
@@ -105,6 +119,7 @@ def dag(connected, connect, tmp_path, monkeypatch):
         )
         healthy >> stage_in >> there >> run >> [cancel, stage_out]
         there >> other >> over
+        [run, other] >> fails >> last
     return dag
 
 
