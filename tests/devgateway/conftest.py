@@ -1,4 +1,4 @@
-"""Embedded gateways for tests: one for all, and ones of a test's own."""
+"""The gateway as tests of the gateway itself speak to it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,29 +8,6 @@ import httpx
 import pytest
 
 from airflow_hpc_provider.devgateway import Gateway
-
-
-@pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One gateway with local jobs for the whole session: use names and folders of your own."""
-    with Gateway(tmp_path_factory.mktemp("gateway"), scheduler="local") as started:
-        yield started
-
-
-@pytest.fixture
-def make_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Gateway]]:
-    """Start gateways of one's own, with any argument of Gateway; they stop with the test."""
-    started: list[Gateway] = []
-
-    def make(**options: Any) -> Gateway:
-        root = options.pop("root", None) or tmp_path_factory.mktemp("gateway")
-        options.setdefault("scheduler", "local")
-        started.append(Gateway(root, **options).start())
-        return started[-1]
-
-    yield make
-    for one in started:
-        one.stop()
 
 
 class Api:
