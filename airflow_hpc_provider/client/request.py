@@ -183,7 +183,7 @@ def dependency(after: Mapping[str, object], *, system: str) -> str | None:
 
     :param after: by parameter (``after_ok``, …): a job or a list of jobs, each an id or the output of the
         task that submitted it; None for none
-    :param system: name of the system, on which the jobs must be too
+    :param system: name of the system, on which the jobs must be too; empty if it is not known yet
     :return: as ``afterok:12:13,afterany:14``; all must be satisfied
     :raises InvalidInputError: one is no job, or on another system
     """
@@ -195,7 +195,7 @@ def dependency(after: Mapping[str, object], *, system: str) -> str | None:
         ids = [check_job_id(job, name) for job in some]
         for job, job_id in zip(some, ids, strict=True):
             where = job.get("system") if isinstance(job, Mapping) else None
-            if where is not None and str(where).lower() != system.lower():
+            if system and where is not None and str(where).lower() != system.lower():
                 raise InvalidInputError(
                     name, f"job {job_id} is on system {where}; a job on {system} cannot wait for it."
                 )

@@ -191,6 +191,8 @@ class HpcSubmitJobOperator(HpcTask):
         from airflow_hpc_provider.client.states import JobState
 
         hook = self.hook
+        # Whatever can be seen to be wrong without the gateway is refused before it is asked for anything.
+        self._request(self.system or hook.settings.system or "", _any_working_dir)
         with hook.client() as client:
             system = hook.system(client, self.system)
             request = self._request(system.name, lambda path: hook.resolve_path(client, system, path))
@@ -439,6 +441,10 @@ class HpcCancelJobOperator(HpcTask):
             state = client.send(jobs.get(system, job_id)).state
         self.log.info("Job %s on system %s was over already: %s.", job_id, system, state.value)
         return False
+
+
+def _any_working_dir(path: Any) -> Any:
+    return path.replace("{working_dir}", "/any") if isinstance(path, str) else path
 
 
 def _system_of(job: Any) -> str | None:

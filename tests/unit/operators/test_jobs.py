@@ -700,3 +700,33 @@ def test_a_dependency_given_twice_is_refused_before_anything_is_sent(connected):
     with pytest.raises(InvalidInputError, match="give one of them"):
         operator.execute(context_of())
     assert submissions(connected) == before
+
+
+# --- bad input --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ({"script": None}, "script"),
+        ({"script": "echo no interpreter\n"}, "script"),
+        ({"script_path": "/run.sh"}, "script"),
+        ({"script": None, "script_path": 5}, "script_path"),
+        ({"sbatch_options": {"nods": 1}}, "nods"),
+        ({"sbatch_options": {"time": 1.5}}, "time"),
+        ({"sbatch_options": {"mem": "4 GB"}}, "mem"),
+        ({"working_directory": "relative"}, "working_directory"),
+        ({"working_directory": "{working_dir}/it's"}, "working_directory"),
+        ({"working_directory": "/a\0b"}, "working_directory"),
+        ({"stdout": "a;b"}, "stdout"),
+        ({"env": {"1A": "x"}}, "env"),
+        ({"after_ok": [None]}, "after_ok"),
+        ({"job_name": "a b|c"}, "job_name"),
+    ],
+)
+def test_bad_input_is_refused_before_the_gateway_is_asked_for_anything(connected, bad, field):
+    before = len(list(connected.requests))
+    with pytest.raises(InvalidInputError) as caught:
+        submit(**bad).execute(context_of())
+    assert field in caught.value.field
+    assert len(list(connected.requests)) == before
