@@ -12,17 +12,28 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .client import jobs
 from .client.calls import Call, JSONObject
-from .client.errors import HpcError, NotFoundError
+from .client.errors import HpcError, JobError, NotFoundError
 from .client.jobs import Job, JobSpec
 from .client.script import slug
 
 if TYPE_CHECKING:
     from .client.session import Client
 
-__all__ = ["STATE_KEY", "Identity", "Record", "Store", "Submission", "fingerprint", "job_name", "submit_once"]
+__all__ = [
+    "STATE_KEY",
+    "Identity",
+    "OnExisting",
+    "Record",
+    "Store",
+    "Submission",
+    "fingerprint",
+    "job_name",
+    "submit_once",
+]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+OnExisting = Literal["attach", "fail", "resubmit"]
 
 # Key in Airflow's task state store. Running tasks depend on it: it never changes.
 STATE_KEY = "hpc_job"
@@ -146,6 +157,7 @@ def submit_once(
     identity: Identity,
     store: Store,
     max_tries: int,
+    on_existing: OnExisting = "attach",
     prepare: Callable[[JobSpec], None] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
@@ -157,7 +169,10 @@ def submit_once(
     :param identity: the task instance
     :param store: where the intent is written before the job is sent
     :param max_tries: the task instance's, which tells a retry from a clear
+    :param on_existing: what to do if an earlier try's job waits, runs or has completed: ``attach`` to it,
+        ``fail``, or cancel it and ``resubmit``; one that failed is always followed by another
     :param prepare: called with a job right before it is sent
+    :raises JobError: there is such a job, and it shall not be
     :raises HpcError: the gateway refused the job, or its fate could not be learned
     """
     record = store.load()
@@ -188,7 +203,13 @@ def submit_once(
         )
         if look_first:
             found = _known(client, system, name, record, sleep=sleep, clock=clock)
-            if found is not None and not (found.state.final and not found.state.succeeded):
+            good = found is not None and (found.state.succeeded or not found.state.final)
+            if found is not None and good and on_existing == "fail":
+                raise JobError(
+                    f"Job {found.job_id} ({name}) of an earlier try is {found.state.value}; "
+                    "on_existing='fail' forbids to go on with it."
+                )
+            if found is not None and good and on_existing == "attach":
                 store.save(replace(intent, phase="submitted", job_id=found.job_id))
                 log.info(
                     "Job %s (%s) is there already and %s: attached.", found.job_id, name, found.state.value
@@ -196,6 +217,8 @@ def submit_once(
                 return Submission(job_id=found.job_id, name=name, since=intent.at, adopted=True)
             if found is not None:
                 log.info("Job %s (%s) of an earlier try is %s.", found.job_id, name, found.state.value)
+                if not found.state.final:
+                    client.send(jobs.cancel(system, found.job_id))
                 generation, record = generation + 1, None
                 look_first = not store.durable
                 continue

@@ -60,6 +60,7 @@ __all__ = [
     "UnreachableError",
     "UnsupportedError",
     "WatchError",
+    "asked_pause",
     "error_for",
 ]
 
@@ -310,7 +311,7 @@ def error_for(doing: str, system: str | None, response: httpx.Response) -> ApiEr
         message=redact(message),
         system=system,
         request_id=response.headers.get("x-request-id") or response.request.headers.get("x-request-id"),
-        retry_after=_retry_after(response.headers.get("retry-after")),
+        retry_after=asked_pause(response),
     )
 
 
@@ -343,8 +344,12 @@ def _slurm_rest_message(message: str) -> str | None:
         return None
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110, 10.2.3); its date form is rare and read as unknown."""
+def asked_pause(response: httpx.Response) -> float | None:
+    """Seconds for which an answer asks not to be asked again; None if it does not.
+
+    Retry-After (RFC 9110, 10.2.3); its date form is rare and read as unknown.
+    """
+    value = response.headers.get("retry-after")
     try:
         return max(0.0, float(value)) if value else None
     except ValueError:

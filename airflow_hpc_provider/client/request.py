@@ -86,7 +86,7 @@ class JobRequest:
         given = dict(sbatch_options or {})
         for name, value in (("account", account), ("partition", partition)):
             if value not in (None, ""):
-                if name in given:
+                if given.get(name) is not None:
                     raise InvalidInputError(name, f"is given twice: as {name} and in sbatch_options.")
                 given[name] = value
         options = directives(given)

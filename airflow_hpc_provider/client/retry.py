@@ -62,10 +62,13 @@ class RateBudget:
         self._next = 0.0
         self._lock = threading.Lock()
 
+    def hold(self, seconds: float) -> None:
+        """Let nobody ask for so many seconds: what a gateway says to one caller (429) goes for all."""
+        with self._lock:
+            self._next = max(self._next, self._clock() + seconds)
+
     def reserve(self) -> float:
         """Take the next place and return the seconds to wait for it."""
-        if not self._interval:
-            return 0.0
         with self._lock:
             now = self._clock()
             at = max(now, self._next)

@@ -22,6 +22,7 @@ from .errors import (
     InvalidInputError,
     TokenUnavailableError,
     UnreachableError,
+    asked_pause,
     error_for,
 )
 from .redact import guard_logs
@@ -176,6 +177,11 @@ class _Base:
         request.read()  # so that it can be sent again after a 401
         return request
 
+    def _heed(self, outcome: Outcome) -> None:
+        """A gateway that asks one caller to slow down gets its pause from all that share the allowance."""
+        if isinstance(outcome, httpx.Response) and outcome.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            self._budget.hold(min(asked_pause(outcome) or 0.0, self._policy.longest_retry_after))
+
 
 class Client(_Base):
     """A blocking client of one gateway, for one identity; thread-safe.
@@ -212,6 +218,7 @@ class Client(_Base):
                 outcome = error
             except httpx.HTTPError as error:
                 outcome = BadAnswerError(call.doing, f"{error}.")
+            self._heed(outcome)
             try:
                 wait = steps.send(outcome)
             except StopIteration as done:
@@ -249,6 +256,7 @@ class AsyncClient(_Base):
                 outcome = error
             except httpx.HTTPError as error:
                 outcome = BadAnswerError(call.doing, f"{error}.")
+            self._heed(outcome)
             try:
                 wait = steps.send(outcome)
             except StopIteration as done:

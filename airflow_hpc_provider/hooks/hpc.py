@@ -182,7 +182,7 @@ class HpcHook(BaseHook):
 
 
 # Clients of one identity share one allowance, however many there are in this process.
-_budgets: dict[tuple[str, str, float], RateBudget] = {}
+_budgets: dict[tuple[str, str, float | None], RateBudget] = {}
 
 
 def _options(settings: Settings, policy: RetryPolicy | None) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _options(settings: Settings, policy: RetryPolicy | None) -> dict[str, Any]:
             scope=settings.scope,
         )
     rate = settings.max_requests_per_second
-    budget = _budgets.setdefault((*settings.identity, rate), RateBudget(rate)) if rate else None
+    budget = _budgets.setdefault((*settings.identity, rate), RateBudget(rate))
     return {
         "auth": auth,
         "timeout": settings.timeout,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_hpc_provider.client.jobs import Job, JobSpec
     from airflow_hpc_provider.client.request import JobRequest
     from airflow_hpc_provider.client.session import Client
-    from airflow_hpc_provider.submission import Submission
+    from airflow_hpc_provider.submission import OnExisting, Submission
 
 __all__ = ["HpcCancelJobOperator", "HpcSubmitJobOperator"]
 
@@ -66,6 +66,8 @@ class HpcSubmitJobOperator(HpcTask):
     :param after_not_ok: jobs that must fail first
     :param after_any: jobs that must end first
     :param after: jobs that must start first
+    :param on_existing: what a retry does with a job of an earlier try that waits, runs or has completed:
+        ``attach`` to it (default), ``fail``, or cancel it and ``resubmit``
     :param wait: wait for the end of the job; False returns at once
     :param deferrable: wait in the triggerer, without holding a worker.
         Default: Airflow's ``[operators] default_deferrable``
@@ -120,6 +122,7 @@ class HpcSubmitJobOperator(HpcTask):
         after_not_ok: Any = None,
         after_any: Any = None,
         after: Any = None,
+        on_existing: OnExisting = "attach",
         wait: bool = True,
         deferrable: bool | None = None,
         poll_interval: float = 30.0,
@@ -143,6 +146,9 @@ class HpcSubmitJobOperator(HpcTask):
         self.after_not_ok = after_not_ok
         self.after_any = after_any
         self.after = after
+        if on_existing not in ("attach", "fail", "resubmit"):
+            raise InvalidInputError("on_existing", f"{on_existing!r} is not one of attach, fail, resubmit.")
+        self.on_existing = on_existing
         self.wait = wait
         self.deferrable = default_deferrable() if deferrable is None else deferrable
         self.poll_interval = poll_interval
@@ -303,6 +309,7 @@ class HpcSubmitJobOperator(HpcTask):
             ),
             store=Store(context.get("task_state_store")),
             max_tries=ti.max_tries,
+            on_existing=self.on_existing,
         )
         if not submission.adopted:
             self.log.info("Submitted job %s (%s) to system %s.", submission.job_id, submission.name, system)

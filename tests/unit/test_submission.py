@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from airflow_hpc_provider.client import jobs
 from airflow_hpc_provider.client.auth import AccessToken
-from airflow_hpc_provider.client.errors import HpcError, RejectedError
+from airflow_hpc_provider.client.errors import HpcError, JobError, RejectedError
 from airflow_hpc_provider.client.jobs import JobSpec
 from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.client.session import Client
@@ -355,6 +355,33 @@ def test_a_failed_job_is_followed_by_the_next_generation(task, phase):
     task.wait(second.job_id)
     third = task.submit(FAILS)
     assert [*task.all(2)] == [third.job_id]
+
+
+@pytest.mark.parametrize("script", [RUNS, SUCCEEDS], ids=["running", "completed"])
+def test_a_task_that_must_not_go_on_with_a_job_fails_and_leaves_it(task, script):
+    job_id = task.by_hand(script)
+    if script is SUCCEEDS:
+        task.wait(job_id)
+    task.remember("submitted", script=script, job_id=job_id)
+    with pytest.raises(JobError, match=f"Job {job_id} .* on_existing='fail'"):
+        task.submit(script, on_existing="fail")
+    assert [*task.all()] == [job_id]
+    assert task.all()[job_id] in ("PENDING", "RUNNING", "COMPLETED")
+
+
+def test_a_task_that_wants_a_job_of_its_own_cancels_the_one_before(task):
+    job_id = task.by_hand()
+    task.remember("submitted", job_id=job_id)
+    second = task.submit(on_existing="resubmit")
+    assert (second.name, second.adopted) == (task.name(1), False)
+    assert (task.active(0), task.active(1)) == ([], [second.job_id])
+
+
+@pytest.mark.parametrize("choice", ["fail", "resubmit"])
+def test_a_job_that_failed_is_followed_by_another_whatever_the_choice(task, choice):
+    failed = task.wait(task.by_hand(FAILS))
+    task.remember("submitted", script=FAILS, job_id=failed)
+    assert task.submit(FAILS, on_existing=choice).name == task.name(1)
 
 
 def test_of_twins_the_earliest_is_kept_and_the_others_are_cancelled(task):

@@ -109,6 +109,17 @@ def test_a_budget_without_a_rate_never_waits():
     assert [RateBudget().reserve() for _ in range(100)] == [0.0] * 100
 
 
+@pytest.mark.parametrize("rate", [None, 4])
+def test_a_held_budget_lets_nobody_ask_until_its_end(rate):
+    clock = SimpleNamespace(now=100.0)
+    budget = RateBudget(rate, clock=lambda: clock.now)
+    budget.hold(10)
+    budget.hold(3)
+    assert budget.reserve() == 10, "a shorter pause does not end a longer one"
+    clock.now += 10 + (1 / rate if rate else 0)
+    assert budget.reserve() == 0
+
+
 def test_a_budget_spaces_requests_evenly():
     clock = SimpleNamespace(now=100.0)
     budget = RateBudget(4, clock=lambda: clock.now)
