@@ -14,7 +14,7 @@ import time
 
 RATES = (0.003, 0.03, 0.3)
 PENALTIES = (0.0, 0.01, 0.1)
-EPOCHS = 150
+EPOCHS = 100
 
 
 def read(path):
@@ -64,7 +64,7 @@ def main():
                 weights[column] -= rate * (error * value + penalty * weights[column])
         loss, accuracy = loss_and_accuracy(weights, features[cut:], labels[cut:])
         losses.append(loss)
-        if (epoch + 1) % 15 == 0:
+        if (epoch + 1) % 10 == 0:
             print(f"epoch {epoch + 1:3d}: loss {loss:.4f}, accuracy {accuracy:.4f}", flush=True)
     metrics = {
         "index": index,

@@ -93,6 +93,7 @@ def test_the_quick_start_trains_shows_and_draws(tmp_path):
     assert (run.results / "train_model" / "best-model.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_check_judges_the_output(tmp_path):
     run = Run("ci_check.py", tmp_path)
     run.must_have_gone_well()
