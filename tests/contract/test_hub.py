@@ -137,7 +137,9 @@ def test_jobs_that_the_list_leaves_out_are_asked_for_by_id(make_gateway):
     ids = [submit(gateway, "exit 0") for _ in range(45)]
     assert states(wait_for(gateway, *ids)) == ["COMPLETED"] * 45
     singles = [entry.at for entry in gateway.requests.of("job")]
-    assert all(len([at for at in singles if one <= at < one + INTERVAL / 5]) <= 20 for one in singles)
+    # Ticks of 20 begin a quarter of the interval apart: a shorter window sees one begin, and where the
+    # machine is slow the end of the one before.
+    assert all(len([at for at in singles if one <= at < one + INTERVAL / 5]) <= 40 for one in singles)
 
 
 def test_a_job_that_vanished_is_lost_and_the_others_are_not(make_gateway, monkeypatch):
