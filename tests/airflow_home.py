@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from airflow_hpc_provider.devgateway import Gateway
+from airflow_hpc_provider.devgateway.directives import Submission
 
 CONNECTION = "AIRFLOW_CONN_HPC_DEFAULT"
 
@@ -172,3 +173,20 @@ def wait_with(sensor: Any, context: dict[str, Any] | None = None, *, rounds: int
             payload = json.loads(json.dumps(asyncio.run(event()).payload))
             return sensor.resume_execution(deferral.method_name, {"event": payload}, context)
     raise AssertionError("the sensor was rescheduled for ever")
+
+
+@pytest.fixture
+def submitted(connected: Gateway) -> Iterator[Callable[[str], str]]:
+    """Submit scripts straight to the scheduler; what still runs at the end is cancelled."""
+    ids: list[str] = []
+
+    def submit(script: str) -> str:
+        ids.append(
+            connected.scheduler.submit(Submission(script=script, working_directory=str(connected.home)))
+        )
+        return ids[-1]
+
+    yield submit
+    for job_id in ids:
+        if any(record.state in ("PENDING", "RUNNING") for record in connected.scheduler.records(job_id)):
+            connected.scheduler.cancel(job_id)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from airflow_home import airflow_db, connect, connected, isolate
+from airflow_home import airflow_db, connect, connected, isolate, submitted
 from hypothesis import settings
 
 from airflow_hpc_provider.devgateway import Gateway
 
-__all__ = ["airflow_db", "connect", "connected"]
+__all__ = ["airflow_db", "connect", "connected", "submitted"]
 
 # Before anything imports Airflow: tests never touch the user's own.
 isolate()

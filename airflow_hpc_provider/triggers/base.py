@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -14,9 +14,6 @@ from airflow_hpc_provider.client.errors import HpcError
 from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.hooks.hpc import HpcHook
 from airflow_hpc_provider.watch import Outcome, Verdict, Watch, follow_async
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["HpcTrigger"]
 

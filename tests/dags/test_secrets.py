@@ -36,7 +36,7 @@ with DAG("secrets", schedule=None) as dag:
 
         hook = HpcHook()
         with hook.client() as client:
-            logging.getLogger("any.library").debug("canary-in-the-log %r %r", hook, hook.settings)
+            logging.getLogger("some.dependency").debug("canary-in-the-log %r %r", hook, hook.settings)
             print(hook, hook.settings, client, client._auth, vars(hook), repr(client._http))
         FOLDER.mkdir()
         (FOLDER / "large.bin").write_bytes(os.urandom(150_000))

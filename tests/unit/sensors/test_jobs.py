@@ -10,7 +10,6 @@ from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, A
 from airflow_home import context_of, wait_with
 
 from airflow_hpc_provider.client.errors import InvalidInputError, JobFailedError, JobLostError
-from airflow_hpc_provider.devgateway.directives import Submission
 from airflow_hpc_provider.operators.jobs import HpcSubmitJobOperator
 from airflow_hpc_provider.sensors.jobs import HpcJobSensor
 
@@ -25,23 +24,6 @@ LONG = "#!/bin/bash\nsleep 60\n"
 def sensor(job: Any, **options: Any) -> HpcJobSensor:
     options = {"poke_interval": 0.1, "timeout": 15, "deferrable": False} | options
     return HpcJobSensor(task_id="job", job=job, **options)
-
-
-@pytest.fixture
-def submitted(connected):
-    """Submit scripts straight to the scheduler; what still runs at the end is cancelled."""
-    ids: list[str] = []
-
-    def submit(script: str) -> str:
-        ids.append(
-            connected.scheduler.submit(Submission(script=script, working_directory=str(connected.home)))
-        )
-        return ids[-1]
-
-    yield submit
-    for job_id in ids:
-        if any(record.state in ("PENDING", "RUNNING") for record in connected.scheduler.records(job_id)):
-            connected.scheduler.cancel(job_id)
 
 
 @MODES

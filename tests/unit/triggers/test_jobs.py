@@ -9,26 +9,8 @@ from typing import Any
 import pytest
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-from airflow_hpc_provider.devgateway.directives import Submission
 from airflow_hpc_provider.triggers.jobs import HpcJobTrigger
 from airflow_hpc_provider.watch import Outcome, Verdict
-
-
-@pytest.fixture
-def submitted(connected):
-    """Submit scripts straight to the scheduler; what still runs at the end is cancelled."""
-    ids: list[str] = []
-
-    def submit(script: str) -> str:
-        ids.append(
-            connected.scheduler.submit(Submission(script=script, working_directory=str(connected.home)))
-        )
-        return ids[-1]
-
-    yield submit
-    for job_id in ids:
-        if any(record.state in ("PENDING", "RUNNING") for record in connected.scheduler.records(job_id)):
-            connected.scheduler.cancel(job_id)
 
 
 def trigger_for(job_id: str, **more: Any) -> HpcJobTrigger:
