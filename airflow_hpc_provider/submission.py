@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .client import jobs
@@ -15,6 +15,7 @@ from .client.calls import Call, JSONObject
 from .client.errors import HpcError, JobError, NotFoundError
 from .client.jobs import Job, JobSpec
 from .client.script import slug
+from .client.variation import Variation
 
 if TYPE_CHECKING:
     from .client.session import Client
@@ -28,6 +29,7 @@ __all__ = [
     "Submission",
     "fingerprint",
     "job_name",
+    "settle",
     "submit_once",
 ]
 
@@ -43,6 +45,9 @@ STATE_KEY = "hpc_job"
 _LOOK_FOR = 15.0
 _LOOK_EVERY = 3.0
 _SENDS = 4
+_AS_ASKED = Variation()
+# This machine's clock and the cluster's may differ by so many seconds.
+_CLOCKS_DIFFER = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +67,12 @@ class Record:
     :param phase: ``intent`` before the job is sent, ``submitted`` once its id is known
     :param name: job name
     :param generation: 0, and one more after a clear or after a job that failed
-    :param fingerprint: of what is submitted
+    :param fingerprint: of what the user asked for, whatever a generation varies
     :param max_tries: the task instance's, which a retry keeps and a clear raises
     :param at: epoch seconds of the intent
     :param job_id: id of the job, once known
     :param system: system it was sent to
+    :param variation: how it differs from what the user asked for
     """
 
     phase: Literal["intent", "submitted"]
@@ -77,17 +83,20 @@ class Record:
     at: float
     system: str
     job_id: str | None = None
+    variation: Variation = _AS_ASKED
 
     def to_json(self) -> JSONObject:
         """Plain JSON for the store."""
-        return asdict(self)
+        return asdict(self) | {"variation": self.variation.to_json()}
 
     @classmethod
     def from_json(cls, plain: Any) -> Record | None:
         """The record in the store, or None if there is none that can be read."""
         try:
-            return cls(**plain)
-        except TypeError:
+            # A later version may have written more: a job that is known must not be lost by it.
+            known = {item.name: plain[item.name] for item in fields(cls) if item.name in plain}
+            return cls(**known | {"variation": Variation.from_json(known.get("variation"))})
+        except (TypeError, KeyError):
             return None
 
 
@@ -123,12 +132,14 @@ class Submission:
     :param name: its name
     :param since: epoch seconds at which it was sent, or the intent of it written down
     :param adopted: it was there already
+    :param variation: how it differs from what the user asked for
     """
 
     job_id: str
     name: str
     since: float
     adopted: bool = False
+    variation: Variation = _AS_ASKED
 
 
 def job_name(base: str, identity: Identity, generation: int) -> str:
@@ -151,42 +162,42 @@ def fingerprint(spec: JobSpec) -> str:
 def submit_once(
     client: Client,
     system: str,
-    spec_for: Callable[[str], JobSpec],
+    spec_for: Callable[[str, Variation], JobSpec],
     *,
     base_name: str,
     identity: Identity,
     store: Store,
     max_tries: int,
     on_existing: OnExisting = "attach",
+    vary: Callable[[Job, str, Variation], Variation] = lambda _job, _name, before: before,
     prepare: Callable[[JobSpec], None] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
 ) -> Submission:
     """Find the job of this task instance, or submit it; never twice.
 
-    :param spec_for: makes the job of a name
+    :param spec_for: makes the job of a name and a variation
     :param base_name: first part of the job's name
     :param identity: the task instance
     :param store: where the intent is written before the job is sent
     :param max_tries: the task instance's, which tells a retry from a clear
     :param on_existing: what to do if an earlier try's job waits, runs or has completed: ``attach`` to it,
         ``fail``, or cancel it and ``resubmit``; one that failed is always followed by another
+    :param vary: how the job differs that follows one that failed: given that job, its name and its variation
     :param prepare: called with a job right before it is sent
     :raises JobError: there is such a job, and it shall not be
     :raises HpcError: the gateway refused the job, or its fate could not be learned
     """
-    record = store.load()
-    generation = record.generation if record else 0
-    # The fingerprint is of the job without its name, which the generation changes.
-    digest = fingerprint(spec_for("fingerprint"))
-    if record and record.max_tries != max_tries:
-        log.info("The task was cleared: a new job is submitted.")
-        _cancel_quietly(client, record)
+    # The fingerprint is of what the user asked for: without a name and as yet without variation.
+    digest = fingerprint(spec_for("fingerprint", _AS_ASKED))
+    written = store.load()
+    generation = written.generation if written else 0
+    record = written
+    if written and (why := _starts_anew(written, digest, system, max_tries)):
+        log.info("%s: a new job is submitted.", why)
+        _cancel_quietly(client, written)
         generation, record = generation + 1, None
-    elif record and (record.fingerprint != digest or record.system != system):
-        log.info("What is submitted has changed since the last try: a new job is submitted.")
-        _cancel_quietly(client, record)
-        generation, record = generation + 1, None
+    variation = record.variation if record else _AS_ASKED
     # Without a store nobody knows whether an earlier try sent the job: only its name can tell.
     look_first = record is not None or not store.durable
     while True:
@@ -200,35 +211,75 @@ def submit_once(
             max_tries=max_tries,
             at=record.at if record else clock(),
             system=system,
+            variation=variation,
         )
-        if look_first:
-            found = _known(client, system, name, record, sleep=sleep, clock=clock)
-            good = found is not None and (found.state.succeeded or not found.state.final)
-            if found is not None and good and on_existing == "fail":
-                raise JobError(
-                    f"Job {found.job_id} ({name}) of an earlier try is {found.state.value}; "
-                    "on_existing='fail' forbids to go on with it."
-                )
-            if found is not None and good and on_existing == "attach":
-                store.save(replace(intent, phase="submitted", job_id=found.job_id))
-                log.info(
-                    "Job %s (%s) is there already and %s: attached.", found.job_id, name, found.state.value
-                )
-                return Submission(job_id=found.job_id, name=name, since=intent.at, adopted=True)
-            if found is not None:
-                log.info("Job %s (%s) of an earlier try is %s.", found.job_id, name, found.state.value)
-                if not found.state.final:
-                    client.send(jobs.cancel(system, found.job_id))
-                generation, record = generation + 1, None
-                look_first = not store.durable
-                continue
-        spec = spec_for(name)
-        prepare(spec)
-        intent = replace(intent, at=clock())
-        store.save(intent)
-        job_id = _send(client, system, spec, sleep=sleep, clock=clock)
-        store.save(replace(intent, phase="submitted", job_id=job_id))
-        return Submission(job_id=job_id, name=name, since=intent.at)
+        found = _known(client, system, name, record, sleep=sleep, clock=clock) if look_first else None
+        if found is None:
+            break
+        good = found.state.succeeded or not found.state.final
+        if good and on_existing == "fail":
+            raise JobError(
+                f"Job {found.job_id} ({name}) of an earlier try is {found.state.value}; "
+                "on_existing='fail' forbids to go on with it."
+            )
+        if good and on_existing == "attach":
+            store.save(replace(intent, phase="submitted", job_id=found.job_id))
+            log.info("Job %s (%s) is there already and %s: attached.", found.job_id, name, found.state.value)
+            return Submission(
+                job_id=found.job_id, name=name, since=intent.at, adopted=True, variation=variation
+            )
+        log.info("Job %s (%s) is %s; another one follows.", found.job_id, name, found.state.value)
+        if not found.state.final:
+            client.send(jobs.cancel(system, found.job_id))
+        if not good:
+            variation = vary(found, name, variation)
+        generation, record, look_first = generation + 1, None, not store.durable
+    spec = spec_for(name, variation)
+    prepare(spec)
+    intent = replace(intent, at=clock())
+    store.save(intent)
+    job_id = _send(client, system, spec, sleep=sleep, clock=clock)
+    store.save(replace(intent, phase="submitted", job_id=job_id))
+    return Submission(job_id=job_id, name=name, since=intent.at, variation=variation)
+
+
+def _starts_anew(record: Record, digest: str, system: str, max_tries: int) -> str | None:
+    """Why what an earlier try wrote down does not count any more."""
+    if record.max_tries != max_tries:
+        return "The task was cleared"
+    if record.fingerprint != digest or record.system != system:
+        return "What is submitted has changed since the last try"
+    return None
+
+
+def settle(
+    client: Client, system: str, submission: Submission, store: Store
+) -> tuple[Submission, Job | None]:
+    """Look for a job by its name a moment after it was sent: of two tries side by side both may send it.
+
+    Airflow may start a task again while its former process lives on: its heartbeat was lost, or its parent
+    was killed. Both look here, and both come to the same end: the earliest job is the task's, the others are
+    cancelled.
+
+    :return: the job that the task stands for, and what was seen of it, if it can be seen by its name yet
+    :raises HpcError: the gateway could not be asked
+    """
+    found = _by_name(client, system, submission.name, since=submission.since)
+    if found is None or found.job_id == submission.job_id:
+        return submission, found
+    if _number(found.job_id) > _number(submission.job_id):
+        # Ours cannot be seen by its name yet, another try's can: that one is the later of the two.
+        if not found.state.final:
+            log.warning("Job %s has the same name as job %s: cancelled.", found.job_id, submission.job_id)
+            client.send(jobs.cancel(system, found.job_id))
+        return submission, None
+    log.warning(
+        "Job %s was submitted before job %s and has its name: attached.", found.job_id, submission.job_id
+    )
+    client.send(jobs.cancel(system, submission.job_id))
+    if record := store.load():
+        store.save(replace(record, job_id=found.job_id))
+    return replace(submission, job_id=found.job_id, adopted=True), found
 
 
 def _known(
@@ -255,9 +306,17 @@ def _known(
 
 
 def _by_name(client: Client, system: str, name: str, *, since: float | None = None) -> Job | None:
-    """The earliest job of a name; later ones come of two tries that ran side by side, and are cancelled."""
+    """The earliest job of a name; later ones come of two tries that ran side by side, and are cancelled.
+
+    :param since: epoch seconds before which no job can be meant: a DAG run that was deleted and made anew
+        gives its jobs the names of the former one's
+    """
     window = jobs.window_for(time.time() - since) if since else "24h"
-    found = client.send(jobs.listing(system, name=name, window=window))
+    found = [
+        job
+        for job in client.send(jobs.listing(system, name=name, window=window))
+        if not since or job.start is None or job.start.timestamp() >= since - _CLOCKS_DIFFER
+    ]
     twins = [twin for twin in found[1:] if not twin.state.final]
     if twins:
         # Running elements of an array are listed under raw ids too: they are no twins of it.

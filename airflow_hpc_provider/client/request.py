@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from .calls import JSONObject
 from .errors import InvalidInputError
 from .jobs import Job, JobSpec, check_job_id
 from .paths import remote_path
 from .script import (
+    INPUT,
     SCHEDULER_FIELDS,
     array_indices,
     check_env,
@@ -51,6 +53,7 @@ class JobRequest:
     :param working_directory: where the job runs, or None for a directory of its own
     :param stdout: path or pattern for standard output; relative to the working directory
     :param stderr: path or pattern for standard error; None for one beside stdout
+    :param inputs: one text for each element of an array over a list
     """
 
     script: str | None = None
@@ -61,6 +64,7 @@ class JobRequest:
     working_directory: str | None = None
     stdout: str | None = None
     stderr: str | None = None
+    inputs: tuple[str, ...] = ()
 
     @classmethod
     def checked(
@@ -76,9 +80,13 @@ class JobRequest:
         partition: object = None,
         stdout: object = None,
         stderr: object = None,
+        array: object = None,
+        array_limit: object = None,
     ) -> JobRequest:
         """Check everything that can be checked without the gateway.
 
+        :param array: indices as sbatch takes them, a range, or a list with an input for each element
+        :param array_limit: how many elements may run at once
         :raises InvalidInputError: naming the parameter at fault
         """
         if (script is None) == (script_path is None):
@@ -89,6 +97,12 @@ class JobRequest:
                 if given.get(name) is not None:
                     raise InvalidInputError(name, f"is given twice: as {name} and in sbatch_options.")
                 given[name] = value
+        inputs: tuple[str, ...] = ()
+        if array is not None:
+            if given.get("array") is not None:
+                raise InvalidInputError("array", "is given twice: as array and in sbatch_options.")
+            inputs = _inputs(array, env or {})
+            given["array"] = range(len(inputs)) if inputs else array
         options = directives(given)
         if script_path is not None and (lost := [name for name in options if name not in SCHEDULER_FIELDS]):
             raise InvalidInputError(
@@ -107,7 +121,7 @@ class JobRequest:
             _refuse_cut_values(variables)
         path = None if script_path is None else remote_path(script_path, "script_path", unquoted=True)
         where = None if not working_directory else remote_path(working_directory, "working_directory")
-        return cls(
+        checked = cls(
             script=text,
             script_path=path,
             options=options,
@@ -116,24 +130,45 @@ class JobRequest:
             working_directory=where,
             stdout=_pattern(stdout, "stdout"),
             stderr=_pattern(stderr, "stderr"),
+            inputs=inputs,
         )
+        return checked if array_limit is None else checked._limited(array_limit)
+
+    def _limited(self, limit: object) -> JobRequest:
+        """The same, with a limit of elements that run at once."""
+        if self.array is None:
+            raise InvalidInputError("array_limit", "is for job arrays, and this job is none.")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise InvalidInputError("array_limit", f"{limit!r} is no number of elements.")
+        if "%" in self.array:
+            raise InvalidInputError("array_limit", f"is given twice: {self.array} has a limit of its own.")
+        return replace(self, options={**self.options, "array": f"{self.array}%{limit}"})
 
     @property
     def array(self) -> str | None:
         """The array specification, of the options or else of the script."""
-        if "array" in self.options:
-            return self.options["array"]
-        if self.script is None:
-            return None
-        return next((value for name, value, _ in script_directives(self.script) if name == "array"), None)
+        return self.all_options.get("array")
+
+    @property
+    def all_options(self) -> Mapping[str, str | None]:
+        """Options of the script, and those that win over them."""
+        own = script_directives(self.script) if self.script is not None else ()
+        return {**{name: value for name, value, _ in own}, **self.options}
 
     def spec(
-        self, name: str, *, base_directory: str, rest_mode: bool = False, account: str | None = None
+        self,
+        name: str,
+        *,
+        base_directory: str,
+        directory: str | None = None,
+        rest_mode: bool = False,
+        account: str | None = None,
     ) -> JobSpec:
         """The job to submit.
 
         :param name: its name
         :param base_directory: where a directory of its own is made if the user named none
+        :param directory: name of that directory, if it is not the job's
         :param rest_mode: the system ignores ``#SBATCH`` lines; what needs one is refused
         :param account: account to charge where the user named none
         :raises InvalidInputError: the system would silently ignore an option
@@ -145,23 +180,23 @@ class JobRequest:
         in_script = self.script is not None and (not self.env or exports_env(self.script))
         script = self.script
         if script is not None:
-            script = render_script(script, lines, self.env if in_script else {})
+            script = render_script(script, lines, self.env if in_script else {}, self.inputs)
         env = {} if in_script else dict(self.env)
         if rest_mode:
             env = {"PATH": _REST_PATH} | env
         stem = "slurm-%A_%a" if self.array else "slurm-%j"
-        directory = self.working_directory or remote_path(name, "job_name", base=base_directory)
+        where = self.working_directory or remote_path(directory or name, "job_name", base=base_directory)
         return JobSpec(
             name=name,
-            working_directory=directory,
+            working_directory=where,
             script=script,
             script_path=self.script_path,
             account=carried.get("account") or account,
             partition=carried.get("partition"),
             reservation=carried.get("reservation"),
             constraints=carried.get("constraint"),
-            stdout=_inside(directory, self.stdout or f"{stem}.out"),
-            stderr=_inside(directory, self.stderr or f"{stem}.err"),
+            stdout=_inside(where, self.stdout or f"{stem}.out"),
+            stderr=_inside(where, self.stderr or f"{stem}.err"),
             env=env,
         )
 
@@ -204,19 +239,29 @@ def dependency(after: Mapping[str, object], *, system: str) -> str | None:
     return ",".join(told) or None
 
 
-def result_of(job: Job, *, spec: JobSpec, system: str, submitted_at: str, array: str | None) -> JSONObject:
+def result_of(
+    job: Job,
+    *,
+    spec: JobSpec,
+    system: str,
+    submitted_at: str,
+    array: str | None,
+    earlier: Sequence[tuple[Job, Iterable[int]]] = (),
+) -> JSONObject:
     """What a submit task returns: plain JSON.
 
     :param job: last sight of the job
     :param spec: what was submitted; accounting's record of a short job lacks much of it
     :param submitted_at: ISO 8601
     :param array: the array specification, if it is an array
+    :param earlier: former jobs of the same array, and the indices that completed in each
     """
     stdout, stderr = spec.stdout or "", spec.stderr or ""
 
-    def where(pattern: str, index: int | None) -> str:
+    def where(pattern: str, index: int | None, of: Job = job) -> str:
+        name = spec.name if of is job else of.name or spec.name
         return expand_pattern(
-            pattern, job_id=job.job_id, name=spec.name, user=job.user, index=index, array_job_id=job.job_id
+            pattern, job_id=of.job_id, name=name, user=of.user, index=index, array_job_id=of.job_id
         )
 
     result: JSONObject = {
@@ -237,20 +282,51 @@ def result_of(job: Job, *, spec: JobSpec, system: str, submitted_at: str, array:
         "nodes": job.nodes,
     }
     if array:
-        known = {element.index: element for element in job.elements}
+        ran = dict.fromkeys([*array_indices(array), *(item.index for item in job.elements)], job)
+        ran |= {index: of for of, indices in earlier for index in indices}
+        jobs = {of.job_id: of for of in ran.values()}
+        known = {(job_id, item.index): item for job_id, of in jobs.items() for item in of.elements}
         result["elements"] = [
             {
                 "index": index,
-                "state": known[index].state.value if index in known else "UNKNOWN",
-                "exit_code": known[index].exit_code if index in known else None,
-                "signal": known[index].signal if index in known else None,
-                "elapsed": known[index].elapsed if index in known else None,
-                "stdout": where(stdout, index),
-                "stderr": where(stderr, index),
+                "job_id": of.job_id,
+                "state": element.state.value if element else "UNKNOWN",
+                "exit_code": element.exit_code if element else None,
+                "signal": element.signal if element else None,
+                "elapsed": element.elapsed if element else None,
+                "stdout": where(stdout, index, of),
+                "stderr": where(stderr, index, of),
             }
-            for index in sorted({*array_indices(array), *known})
+            for index, of in sorted(ran.items())
+            for element in [known.get((of.job_id, index))]
         ]
     return result
+
+
+def _inputs(given: object, env: Mapping[str, object]) -> tuple[str, ...]:
+    """A text for each element of a list: text and numbers as they are, all else as JSON; none of indices."""
+    if isinstance(given, str | range):
+        return ()
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
+        raise InvalidInputError(
+            "array",
+            f"{type(given).__name__} is neither text like '0-99%10', nor a range, nor a list of inputs.",
+        )
+    if not given:
+        raise InvalidInputError("array", "the list of inputs is empty.")
+    if INPUT in env:
+        raise InvalidInputError(f'env["{INPUT}"]', "is where each element of the array finds its input.")
+    return tuple(_input(f"array[{index}]", value) for index, value in enumerate(given))
+
+
+def _input(where: str, value: object) -> str:
+    plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    try:
+        return check_env({INPUT: value if plain else json.dumps(value, ensure_ascii=False)}, where)[INPUT]
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(where, f"cannot be written as JSON: {error}.") from error
 
 
 def _refuse_cut_values(env: Mapping[str, str]) -> None:

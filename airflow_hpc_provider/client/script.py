@@ -7,7 +7,7 @@ import enum
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
@@ -16,8 +16,10 @@ from types import MappingProxyType
 from .errors import InvalidInputError
 
 __all__ = [
+    "INPUT",
     "SCHEDULER_FIELDS",
     "array_indices",
+    "array_text",
     "check_env",
     "check_job_name",
     "check_script",
@@ -25,6 +27,7 @@ __all__ = [
     "expand_pattern",
     "exports_env",
     "format_time",
+    "narrowed",
     "parse_memory",
     "parse_time",
     "plain_env_value",
@@ -43,6 +46,9 @@ SCHEDULER_FIELDS: Mapping[str, str] = MappingProxyType(
 )
 """Options that requests of FirecREST have a field for, with its name. Only these reach every system: one that
 is driven through Slurm's REST API ignores all ``#SBATCH`` lines."""
+
+# The variable in which an element of an array over a list finds its own input.
+INPUT = "HPC_INPUT"
 
 # Longest name of a job that Slurm's tools and FirecREST's filter by name handle well.
 _JOB_NAME_LENGTH = 128
@@ -166,6 +172,24 @@ def array_indices(spec: str, field: str = "array") -> list[int]:
     return sorted({index for part in _array(spec, field)[0] for index in part})
 
 
+def array_text(indices: Iterable[int]) -> str:
+    """Indices as ``sbatch --array`` takes them, neighbours put together: ``0-3,7``.
+
+    :param indices: at least one
+    """
+    return ",".join(map(_range_text, _runs(sorted(set(indices)))))
+
+
+def narrowed(spec: str, indices: Iterable[int]) -> str:
+    """An array of only some of the indices of another, with its limit of elements that run at once.
+
+    :param spec: the other array, as ``0-99%10``
+    :param indices: at least one
+    """
+    limit = _array(spec, "array")[1]
+    return array_text(indices) + (f"%{limit}" if limit else "")
+
+
 def _array(spec: str, field: str) -> tuple[list[range], int | None]:
     """The ranges of an array specification and its limit of elements that run at once."""
     text = re.sub(r"\s*,\s*", ",", spec.strip()).removeprefix("[").removesuffix("]")
@@ -206,7 +230,7 @@ def _array_text(value: object, field: str) -> str:
     elif isinstance(value, list | tuple | set | frozenset) and all(
         isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in value
     ):
-        text = ",".join(map(_range_text, _runs(sorted(set(value)))))
+        text = array_text(value)
     else:
         raise InvalidInputError(
             field, f"{_shown(value)} is no list of indices. Give text, a range, or integers."
@@ -807,7 +831,12 @@ def _directive(name: str, value: str | None) -> str:
     return f"{_MAGIC} --{name}" if value is None else f"{_MAGIC} --{name}={_quoted(value)}"
 
 
-def render_script(text: str, directives: Mapping[str, str | None], env: Mapping[str, str]) -> str:
+def render_script(
+    text: str,
+    directives: Mapping[str, str | None],
+    env: Mapping[str, str],
+    inputs: Sequence[str] = (),
+) -> str:
     """The script to submit: with options and environment variables of the task in it.
 
     The options come first. A line of the script that sets one of them too would win in sbatch, where the last
@@ -818,13 +847,15 @@ def render_script(text: str, directives: Mapping[str, str | None], env: Mapping[
     :param text: a job script, see :func:`check_script`
     :param directives: options from :func:`directives`
     :param env: variables from :func:`check_env`
-    :raises InvalidInputError: variables are given and the interpreter is no shell, or options are given and
-        the script has several parts (``#SBATCH hetjob``)
+    :param inputs: one text for each element of an array, from index 0; each element finds its own in the
+        variable ``HPC_INPUT``
+    :raises InvalidInputError: variables or inputs are given and the interpreter is no shell, or options are
+        given and the script has several parts (``#SBATCH hetjob``)
     """
     text = check_script(text)
-    if env and not exports_env(text):
+    if (env or inputs) and not exports_env(text):
         raise InvalidInputError(
-            "env",
+            "env" if env else "array",
             f"cannot be set: the script's interpreter ({text.splitlines()[0]}) is no shell. Set the "
             f"variables in the script.",
         )
@@ -848,6 +879,9 @@ def render_script(text: str, directives: Mapping[str, str | None], env: Mapping[
         else:
             lines.append(line)
     lines += [_export(name, value) for name, value in env.items()]
+    if inputs:
+        cases = [f"{index}) {_export(INPUT, value)} ;;" for index, value in enumerate(inputs)]
+        lines += ['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
     return "\n".join([*lines, *commands])
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.sdk.exceptions import AirflowSkipException, AirflowTaskTimeout
 from jinja2 import TemplateNotFound
 
 from airflow_hpc_provider.client.calls import JSONObject
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
     from airflow_hpc_provider.client.jobs import Job, JobSpec
     from airflow_hpc_provider.client.request import JobRequest
     from airflow_hpc_provider.client.session import Client
+    from airflow_hpc_provider.client.variation import Completed, Rules, Variation
     from airflow_hpc_provider.submission import OnExisting, Submission
 
 __all__ = ["HpcCancelJobOperator", "HpcSubmitJobOperator"]
 
-# A very short job is seen to end before its task is deferred: Airflow 3.3 may fail a task that is resumed
-# within seconds of its deferral, so the trigger also keeps quiet at first.
-_LOOKS_BEFORE_DEFERRING = (1.0, 2.0)
+# A job is looked at so many seconds after it was sent: a twin shows by then, and a very short job is over.
+_SETTLES_AFTER = 2.0
+# Airflow 3.3 may fail a task that is resumed within seconds of its deferral, so the trigger keeps quiet at
+# first.
 _QUIET = 5.0
 
 
@@ -52,6 +55,10 @@ class HpcSubmitJobOperator(HpcTask):
     :param sbatch_options: options as sbatch's long names (``nodes``, ``ntasks``, ``cpus_per_task``, ``gpus``,
         ``mem``, ``time`` as text or ``timedelta``, ``array``, …); they become ``#SBATCH`` lines and win over
         the script's own
+    :param array: makes it a job array: indices as sbatch takes them (``"0-99%10"``), a ``range``, or a list
+        of inputs, of which each element finds its own in the variable ``HPC_INPUT``: text and numbers as
+        they are, all else as JSON. An empty list skips the task
+    :param array_limit: how many elements may run at once
     :param env: environment variables of the job
     :param job_name: first part of the job's name; a digest of the task instance is added. Default: task id
     :param working_directory: absolute path where the job runs; ``{working_dir}`` in it stands for the
@@ -68,25 +75,33 @@ class HpcSubmitJobOperator(HpcTask):
     :param after: jobs that must start first
     :param on_existing: what a retry does with a job of an earlier try that waits, runs or has completed:
         ``attach`` to it (default), ``fail``, or cancel it and ``resubmit``
+    :param escalate: factors by which ``mem`` and ``time`` grow when the job ends OUT_OF_MEMORY or TIMEOUT;
+        then another one is submitted at once, without a retry of the task: ``{"mem": 2.0, "time": 1.5}``
+    :param max_escalations: how many jobs may follow the first one so
+    :param resubmit_failed_indices: where another job follows an array that failed, let it run only those
+        elements that did not complete; they work in the directory of the first
     :param wait: wait for the end of the job; False returns at once
     :param deferrable: wait in the triggerer, without holding a worker.
         Default: Airflow's ``[operators] default_deferrable``
     :param poll_interval: seconds between two looks at the most; a fresh job is looked at more often
     :param pending_grace: seconds for which the job may wait for what does not come by itself, such as a
         dependency that failed; then it is cancelled and the task fails. Default: for ever, with a warning
+    :param gateway_patience: seconds for which a gateway that cannot be asked, or calls the system unhealthy,
+        is waited for; then the task fails, and the job goes on
     :param cancel_on_kill: cancel the job when the task is killed by a user or by its time-out
     :param log_lines: how many lines at the end of the job's output go to the task log
     :param hpc_conn_id: id of a connection of type ``firecrest``
     :param system: name of the system. Default: the connection's
     :return: job id, name, system, state, exit code, signal, working directory, stdout and stderr paths,
-        submit, start and end time (ISO 8601), elapsed seconds and nodes; of an array the same per index
-        under ``elements``
+        submit, start and end time (ISO 8601), elapsed seconds and nodes; of an array a table under
+        ``elements``: index, job id, state, exit code, signal, elapsed, stdout and stderr paths
     """
 
     template_fields: Sequence[str] = (
         "script",
         "script_path",
         "sbatch_options",
+        "array",
         "env",
         "job_name",
         "working_directory",
@@ -111,6 +126,8 @@ class HpcSubmitJobOperator(HpcTask):
         script: str | None = None,
         script_path: str | None = None,
         sbatch_options: Mapping[str, Any] | None = None,
+        array: str | Sequence[Any] | None = None,
+        array_limit: int | None = None,
         env: Mapping[str, str] | None = None,
         job_name: str | None = None,
         working_directory: str | None = None,
@@ -123,10 +140,14 @@ class HpcSubmitJobOperator(HpcTask):
         after_any: Any = None,
         after: Any = None,
         on_existing: OnExisting = "attach",
+        escalate: Mapping[str, float] | None = None,
+        max_escalations: int = 3,
+        resubmit_failed_indices: bool = False,
         wait: bool = True,
         deferrable: bool | None = None,
         poll_interval: float = 30.0,
         pending_grace: float | None = None,
+        gateway_patience: float = 1800.0,
         cancel_on_kill: bool = True,
         log_lines: int = 100,
         **kwargs: Any,
@@ -135,6 +156,8 @@ class HpcSubmitJobOperator(HpcTask):
         self.script = script
         self.script_path = script_path
         self.sbatch_options = sbatch_options
+        self.array = array
+        self.array_limit = array_limit
         self.env = env
         self.job_name = job_name
         self.working_directory = working_directory
@@ -149,10 +172,14 @@ class HpcSubmitJobOperator(HpcTask):
         if on_existing not in ("attach", "fail", "resubmit"):
             raise InvalidInputError("on_existing", f"{on_existing!r} is not one of attach, fail, resubmit.")
         self.on_existing = on_existing
+        self.escalate = escalate
+        self.max_escalations = max_escalations
+        self.resubmit_failed_indices = resubmit_failed_indices
         self.wait = wait
         self.deferrable = default_deferrable() if deferrable is None else deferrable
         self.poll_interval = poll_interval
         self.pending_grace = pending_grace
+        self.gateway_patience = gateway_patience
         self.cancel_on_kill = cancel_on_kill
         self.log_lines = log_lines
         self._job: tuple[str, str] | None = None
@@ -185,66 +212,89 @@ class HpcSubmitJobOperator(HpcTask):
 
     def execute(self, context: Any) -> JSONObject:
         """Submit, or find the job of an earlier try, and wait."""
-        # Made here, not in the constructor: an operator must be copied, and an event cannot be.
-        self._stop = stop = threading.Event()
-        try:
-            return self._execute(context, stop)
-        finally:
-            self._stop = None
-
-    def _execute(self, context: Any, stop: threading.Event) -> JSONObject:
-        from airflow_hpc_provider.client.jobs import Job
-        from airflow_hpc_provider.client.states import JobState
-
-        hook = self.hook
-        # Whatever can be seen to be wrong without the gateway is refused before it is asked for anything.
-        self._request(self.system or hook.settings.system or "", _any_working_dir)
-        with hook.client() as client:
-            system = hook.system(client, self.system)
-            request = self._request(system.name, lambda path: hook.resolve_path(client, system, path))
-            base = request.working_directory or hook.working_dir(client, system)
-            account = hook.settings.account
-
-            def spec_for(name: str) -> JobSpec:
-                return request.spec(name, base_directory=base, rest_mode=system.rest_mode, account=account)
-
-            submission = self._submit(client, system.name, spec_for, context, request)
-            spec = spec_for(submission.name)
-            self._job = (system.name, submission.job_id)
-            if stop.is_set():
-                self._stopped(client, context)
-            since = datetime.fromtimestamp(submission.since, tz=UTC).isoformat()
-            carry = {
-                "spec": {
-                    key: getattr(spec, key) for key in ("name", "working_directory", "stdout", "stderr")
-                },
-                "since": since,
-                "array": request.array,
-            }
-            if not self.wait:
-                pending = Job(job_id=submission.job_id, state=JobState.PENDING)
-                return self._result(pending, system.name, carry)
-            watch = JobWatch(
-                system=system.name,
-                job_id=submission.job_id,
-                since=submission.since,
-                array=request.array,
-                name=submission.name,
-                pending_grace=self.pending_grace,
-                deadline=deadline(context, self.execution_timeout),
-                poll_interval=self.poll_interval,
-            )
-            verdict = self._wait(client, watch, carry, stop)
-            if verdict.outcome is Outcome.STOPPED:
-                self._stopped(client, context)
-            return self._finish(client, verdict, system.name, submission.job_id, carry)
+        with self._stoppable() as stop:
+            return self._run(context, stop)
 
     def execute_complete(self, context: Any, event: Any) -> JSONObject:
         """Take up the task after the trigger's verdict."""
-        del context
         verdict, carry = carried(event)
-        with self.hook.client() as client:
-            return self._finish(client, verdict, carry["system"], carry["job_id"], carry)
+        with self._stoppable() as stop:
+            if self._goes_on(verdict, carry):
+                return self._run(context, stop)
+            with self.hook.client() as client:
+                return self._finish(client, verdict, carry)
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[threading.Event]:
+        """An event that ``on_kill`` sets."""
+        # Made here, not in the constructor: an operator must be copied, and an event cannot be.
+        self._stop = stop = threading.Event()
+        try:
+            yield stop
+        finally:
+            self._stop = None
+
+    def _run(self, context: Any, stop: threading.Event) -> JSONObject:
+        from airflow_hpc_provider.client.jobs import Job
+        from airflow_hpc_provider.client.states import JobState
+
+        if isinstance(self.array, list | tuple) and not self.array:
+            raise AirflowSkipException("The array's list of inputs is empty: there is nothing to run.")
+        hook = self.hook
+        # Whatever can be seen to be wrong without the gateway is refused before it is asked for anything.
+        self._rules(self._request(self.system or hook.settings.system or "", _any_working_dir))
+        with hook.client() as client:
+            system = hook.system(client, self.system)
+            request = self._request(system.name, lambda path: hook.resolve_path(client, system, path))
+            rules = self._rules(request)
+            base = request.working_directory or hook.working_dir(client, system)
+            account = hook.settings.account
+
+            def spec_for(name: str, variation: Variation) -> JobSpec:
+                return rules.request_for(variation).spec(
+                    name,
+                    base_directory=base,
+                    directory=variation.directory,
+                    rest_mode=system.rest_mode,
+                    account=account,
+                )
+
+            while True:
+                submission, seen = self._submit(
+                    client, system.name, rules, spec_for, context=context, stop=stop
+                )
+                if stop.is_set():
+                    self._stopped(client, context)
+                spec = spec_for(submission.name, submission.variation)
+                array = rules.request_for(submission.variation).array
+                carry = {
+                    "system": system.name,
+                    "job_id": submission.job_id,
+                    "spec": {
+                        key: getattr(spec, key) for key in ("name", "working_directory", "stdout", "stderr")
+                    },
+                    "since": datetime.fromtimestamp(submission.since, tz=UTC).isoformat(),
+                    "array": array,
+                    "variation": submission.variation.to_json(),
+                }
+                if not self.wait:
+                    return self._result(client, Job(job_id=submission.job_id, state=JobState.PENDING), carry)
+                watch = JobWatch(
+                    system=system.name,
+                    job_id=submission.job_id,
+                    since=submission.since,
+                    array=array,
+                    name=submission.name,
+                    pending_grace=self.pending_grace,
+                    patience=self.gateway_patience,
+                    deadline=deadline(context, self.execution_timeout),
+                    poll_interval=self.poll_interval,
+                )
+                verdict = self._wait(client, watch, seen, carry, stop)
+                if verdict.outcome is Outcome.STOPPED:
+                    self._stopped(client, context)
+                if not self._goes_on(verdict, carry):
+                    return self._finish(client, verdict, carry)
 
     def on_kill(self) -> None:
         """Tell the waiting loop; whether the job is cancelled depends on why the process is killed."""
@@ -272,21 +322,38 @@ class HpcSubmitJobOperator(HpcTask):
             partition=self.partition,
             stdout=self.stdout,
             stderr=self.stderr,
+            array=self.array,
+            array_limit=self.array_limit,
+        )
+
+    def _rules(self, request: JobRequest) -> Rules:
+        from airflow_hpc_provider.client.variation import Rules
+
+        return Rules.checked(
+            request,
+            escalate=self.escalate,
+            at_most=self.max_escalations,
+            failed_only=self.resubmit_failed_indices,
         )
 
     def _submit(
         self,
         client: Client,
         system: str,
-        spec_for: Callable[[str], JobSpec],
+        rules: Rules,
+        spec_for: Callable[[str, Variation], JobSpec],
+        *,
         context: Any,
-        request: JobRequest,
-    ) -> Submission:
+        stop: threading.Event,
+    ) -> tuple[Submission, Job | None]:
+        """The job that this task stands for, and what was seen of it a moment later."""
         from airflow_hpc_provider.client import files
-        from airflow_hpc_provider.submission import Identity, Store, submit_once
+        from airflow_hpc_provider.client.variation import Variation
+        from airflow_hpc_provider.submission import Identity, Store, settle, submit_once
 
         ti = context["ti"]
-        spec_for("check")  # refuses what this system would ignore before anything is made on it
+        store = Store(context.get("task_state_store"))
+        spec_for("check", Variation())  # refuses what this system would ignore before anything is made on it
         made: set[str] = set()
 
         def prepare(spec: JobSpec) -> None:
@@ -303,51 +370,83 @@ class HpcSubmitJobOperator(HpcTask):
             system,
             spec_for,
             prepare=prepare,
-            base_name=request.job_name or self.task_id,
+            base_name=rules.request.job_name or self.task_id,
             identity=Identity(
                 ti.dag_id, ti.run_id, ti.task_id, ti.map_index if ti.map_index is not None else -1
             ),
-            store=Store(context.get("task_state_store")),
+            store=store,
             max_tries=ti.max_tries,
             on_existing=self.on_existing,
+            vary=rules.after,
         )
-        if not submission.adopted:
-            self.log.info("Submitted job %s (%s) to system %s.", submission.job_id, submission.name, system)
+        seen = None
+        self._job = (system, submission.job_id)
         ti.xcom_push(key="job_id", value=submission.job_id)
-        return submission
-
-    def _wait(self, client: Client, watch: JobWatch, carry: JSONObject, stop: threading.Event) -> Verdict:
+        if submission.adopted:
+            return submission, seen
+        self.log.info("Submitted job %s (%s) to system %s.", submission.job_id, submission.name, system)
         try:
+            if not stop.wait(_SETTLES_AFTER):
+                submission, seen = settle(client, system, submission, store)
+        except AirflowTaskTimeout:
+            self._cancel(client, *self._job)
+            raise
+        except HpcError as error:
+            self.log.warning("%s", error)
+        if submission.adopted:
+            self._job = (system, submission.job_id)
+            ti.xcom_push(key="job_id", value=submission.job_id)
+        return submission, seen
+
+    def _wait(
+        self, client: Client, watch: JobWatch, seen: Job | None, carry: JSONObject, stop: threading.Event
+    ) -> Verdict:
+        try:
+            if verdict := self._first_look(client, watch, seen):
+                return verdict
             if self.deferrable:
-                return self._look_briefly(client, watch, stop) or self._defer(watch, carry)
+                self._defer(watch, carry)
+            if stop.wait(watch.delay(time.time())):
+                return Verdict(Outcome.STOPPED)
             return self.follow(client, watch, stop)
         except AirflowTaskTimeout:
             self._cancel(client, watch.system, watch.job_id)
             raise
 
-    def _look_briefly(self, client: Client, watch: JobWatch, stop: threading.Event) -> Verdict | None:
-        """Look a few times before the task is deferred: a job that is over needs no trigger."""
-        for pause in _LOOKS_BEFORE_DEFERRING:
-            if stop.wait(pause):
-                return Verdict(Outcome.STOPPED)
-            try:
-                verdict = watch.saw(client.send(watch.look()), time.time())
-            except HpcError as error:
-                verdict = watch.missed(error, time.time())
-            if verdict:
-                return verdict
-        return Verdict(Outcome.STOPPED) if stop.is_set() else None
+    def _first_look(self, client: Client, watch: JobWatch, seen: Job | None) -> Verdict | None:
+        """What is to be seen before anybody waits: a job that is over needs no trigger."""
+        try:
+            # A list tells too little of an array.
+            if seen is None or watch.array:
+                seen = client.send(watch.look())
+            return watch.saw(seen, time.time())
+        except HpcError as error:
+            return watch.missed(error, time.time())
 
-    def _defer(self, watch: JobWatch, carry: JSONObject) -> Verdict:
+    def _defer(self, watch: JobWatch, carry: JSONObject) -> NoReturn:
         arguments = asdict(watch) | {"not_before": time.time() + _QUIET}
         trigger = HpcJobTrigger(
-            hpc_conn_id=self.hpc_conn_id,
-            carry=carry | {"system": watch.system, "job_id": watch.job_id},
-            cancel_on_kill=self.cancel_on_kill,
-            **arguments,
+            hpc_conn_id=self.hpc_conn_id, carry=carry, cancel_on_kill=self.cancel_on_kill, **arguments
         )
         self.log.info("%s: %s. Waiting in the triggerer.", watch.describe(), watch.news)
         self.defer_to(trigger, until=watch.deadline)
+
+    def _goes_on(self, verdict: Verdict, carry: JSONObject) -> bool:
+        """Whether another job shall follow one that had too little of something."""
+        from airflow_hpc_provider.client.jobs import Job
+        from airflow_hpc_provider.client.variation import Variation
+
+        if verdict.outcome is not Outcome.DONE or not self.escalate:
+            return False
+        job = Job.from_json(verdict.data)
+        rules = self._rules(self._request(carry["system"], _any_working_dir))
+        lacking = rules.grows(job.state, Variation.from_json(carry["variation"]))
+        if lacking:
+            self.log.warning(
+                "Job %s on system %s is %s: another one gets %g times the %s.",
+                *(job.job_id, carry["system"], job.state.value, rules.factors[lacking], lacking),
+            )
+        return lacking is not None
 
     def _stopped(self, client: Client, context: Any) -> None:
         """The process was told to end: by a user, who wants the job gone, or by those who run Airflow."""
@@ -374,20 +473,27 @@ class HpcSubmitJobOperator(HpcTask):
         except HpcError as error:
             self.log.warning("Job %s could not be cancelled: %s", job_id, error)
 
-    def _result(self, job: Job, system: str, carry: JSONObject) -> JSONObject:
+    def _result(self, client: Client, job: Job, carry: JSONObject) -> JSONObject:
         from airflow_hpc_provider.client.jobs import JobSpec
         from airflow_hpc_provider.client.request import result_of
+        from airflow_hpc_provider.client.variation import Variation
 
-        spec = JobSpec(**carry["spec"])
-        return result_of(job, spec=spec, system=system, submitted_at=carry["since"], array=carry["array"])
+        completed = Variation.from_json(carry["variation"]).completed
+        return result_of(
+            job,
+            spec=JobSpec(**carry["spec"]),
+            system=carry["system"],
+            submitted_at=carry["since"],
+            array=carry["array"],
+            earlier=[_earlier(client, carry["system"], some) for some in completed],
+        )
 
-    def _finish(
-        self, client: Client, verdict: Verdict, system: str, job_id: str, carry: JSONObject
-    ) -> JSONObject:
+    def _finish(self, client: Client, verdict: Verdict, carry: JSONObject) -> JSONObject:
         """The one end of both ways to wait."""
         from airflow_hpc_provider.client.jobs import Job
         from airflow_hpc_provider.client.states import JobState
 
+        system, job_id = carry["system"], carry["job_id"]
         if verdict.outcome is Outcome.TIMEOUT:
             self._cancel(client, system, job_id)
             raise AirflowTaskTimeout(verdict.message)
@@ -401,7 +507,7 @@ class HpcSubmitJobOperator(HpcTask):
                 f"{verdict.message} The job goes on; a retry finds it again.", transient=verdict.transient
             )
         job = Job.from_json(verdict.data)
-        result = self._result(job, system, carry)
+        result = self._result(client, job, carry)
         self.log.info(
             "Job %s on system %s: %s, exit code %s, %s s on %s.",
             *(job_id, system, job.state.value, job.exit_code, job.elapsed, job.nodes or "no node"),
@@ -448,6 +554,21 @@ class HpcCancelJobOperator(HpcTask):
             state = client.send(jobs.get(system, job_id)).state
         self.log.info("Job %s on system %s was over already: %s.", job_id, system, state.value)
         return False
+
+
+def _earlier(client: Client, system: str, completed: Completed) -> tuple[Job, list[int]]:
+    """A former job of an array, and which of its elements count; the scheduler may have forgotten it."""
+    from airflow_hpc_provider.client.jobs import Element, Job, get
+    from airflow_hpc_provider.client.script import array_indices
+    from airflow_hpc_provider.client.states import JobState
+
+    indices = array_indices(completed.indices)
+    try:
+        job = client.send(get(system, completed.job_id))
+    except HpcError:
+        elements = tuple(Element(index=index, state=JobState.COMPLETED, exit_code=0) for index in indices)
+        job = Job(job_id=completed.job_id, state=JobState.COMPLETED, elements=elements)
+    return replace(job, name=completed.name), indices
 
 
 def _any_working_dir(path: Any) -> Any:

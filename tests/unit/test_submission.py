@@ -15,14 +15,17 @@ from airflow_hpc_provider.client.errors import HpcError, JobError, RejectedError
 from airflow_hpc_provider.client.jobs import JobSpec
 from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.client.session import Client
+from airflow_hpc_provider.client.variation import Variation
 from airflow_hpc_provider.devgateway import Gateway
 from airflow_hpc_provider.submission import (
     STATE_KEY,
     Identity,
     Record,
     Store,
+    Submission,
     fingerprint,
     job_name,
+    settle,
     submit_once,
 )
 
@@ -102,7 +105,11 @@ class Task:
         return JobSpec(name=name, working_directory=str(self.gateway.home), script=script)
 
     def submit(self, script=RUNS, *, max_tries=0, **changes):
-        given = {"system": self.system, "spec_for": lambda name: self.spec(name, script), "base_name": "job"}
+        given = {
+            "system": self.system,
+            "spec_for": lambda name, _: self.spec(name, script),
+            "base_name": "job",
+        }
         return submit_once(
             self.client,
             **given | changes,
@@ -530,3 +537,92 @@ def test_a_fingerprint_is_of_all_that_is_submitted_but_the_name(field):
     spec = JobSpec(name="n", working_directory="/w")
     other = replace(spec, **{field: {"A": "1"} if field == "env" else "other"})
     assert (fingerprint(spec) == fingerprint(other)) is (field == "name")
+
+
+def test_what_a_later_version_wrote_down_beside_is_no_reason_to_lose_the_job(task):
+    job_id = task.by_hand()
+    task.remember("submitted", job_id=job_id)
+    record = json.loads(task.memory.kept[STATE_KEY])
+    del record["variation"]
+    task.memory.kept[STATE_KEY] = json.dumps(record | {"of_tomorrow": 1})
+    assert task.submit().job_id == job_id
+
+
+# --- two tries side by side -------------------------------------------------------------------------------
+
+
+def settled(task, submission):
+    return settle(task.client, task.system, submission, Store(task.memory))
+
+
+def test_of_two_tries_that_both_sent_a_job_both_keep_the_earlier_one(task):
+    first = task.submit()
+    task.memory.kept.clear()  # the other try had looked before there was anything
+    second = task.submit()
+    assert len(task.active()) == 2
+    kept, seen = settled(task, second)
+    assert (kept.job_id, kept.adopted, seen.job_id) == (first.job_id, True, first.job_id)
+    assert settled(task, first)[0] == first
+    assert task.active() == [first.job_id]
+    assert task.recorded().job_id == first.job_id
+
+
+def test_a_later_twin_is_cancelled_though_our_own_job_cannot_be_seen_by_its_name_yet(task, gateway):
+    ours = Submission(job_id="1", name=task.name(), since=time.time())
+    twin = task.by_hand()
+    assert settled(task, ours) == (ours, None)
+    assert task.active() == []
+    over = task.wait(task.by_hand(SUCCEEDS))
+    assert settled(task, ours) == (ours, None)
+    assert task.all()[over] == "COMPLETED"
+    assert task.all()[twin].startswith("CANCELLED")
+
+
+def test_a_job_alone_costs_one_request_to_settle(task, gateway):
+    ours = task.submit()
+    gateway.requests.clear()
+    kept, seen = settled(task, ours)
+    assert (kept, seen.job_id) == (ours, ours.job_id)
+    assert len(gateway.requests) == 1
+
+
+def test_a_job_of_a_run_that_was_deleted_and_made_anew_is_not_ours(task):
+    former = task.wait(task.by_hand(SUCCEEDS))
+    ours = task.submit()
+    much_later = replace(ours, since=ours.since + 300)
+    assert settled(task, much_later)[0].job_id != former
+    assert ours.job_id in task.active()
+
+
+def test_nothing_to_be_seen_yet_settles_nothing(task, gateway):
+    ours = Submission(job_id="1", name=task.name(), since=time.time())
+    assert settled(task, ours) == (ours, None)
+
+
+# --- jobs that follow one that failed ---------------------------------------------------------------------
+
+
+def test_a_job_that_follows_varies_as_its_task_says_and_a_retry_knows_how(task):
+    def vary(job, name, before):
+        assert (job.state.value, name) == ("FAILED", task.name(len(asked) - 1))
+        return Variation(scaled={"mem": before.scaled.get("mem", 0) + 1})
+
+    asked = []
+
+    def spec_for(name, variation):
+        if name == task.name(len(asked)):
+            asked.append(variation)
+        return task.spec(name, FAILS)
+
+    for times in (0, 1, 2):
+        submission = task.submit(FAILS, spec_for=spec_for, vary=vary)
+        assert submission.variation.scaled == ({"mem": times} if times else {})
+        assert task.recorded().variation == submission.variation
+        # A try that dies now attaches to this very job.
+        task.wait(submission.job_id)
+    assert [variation.scaled for variation in asked] == [{}, {"mem": 1}, {"mem": 2}]
+
+
+def test_a_cleared_task_varies_nothing(task):
+    task.remember("submitted", job_id=task.wait(task.by_hand(FAILS)), variation=Variation(scaled={"mem": 2}))
+    assert task.submit(max_tries=1).variation == Variation()

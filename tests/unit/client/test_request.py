@@ -1,5 +1,6 @@
 """What a user asks for: refused by the name of the parameter at fault, or made into exactly one job."""
 
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -55,6 +56,19 @@ def made(script=SCRIPT, *, name="job-1", base="/scratch", rest=False, account=No
         ({"script": SCRIPT, "sbatch_options": {"mem": 1.5}}, 'sbatch_options["mem"]'),
         ({"script": SCRIPT, "sbatch_options": {"mem": 1, "mem_per_cpu": 1}}, "sbatch_options"),
         ({"script": SCRIPT, "sbatch_options": {"array": "4-2"}}, 'sbatch_options["array"]'),
+        ({"script": SCRIPT, "array": "0-3", "sbatch_options": {"array": "0-3"}}, "array"),
+        ({"script": SCRIPT, "array": "4-2"}, 'sbatch_options["array"]'),
+        ({"script": SCRIPT, "array": []}, "array"),
+        ({"script": SCRIPT, "array": {"a": 1}}, "array"),
+        ({"script": SCRIPT, "array": b"0-3"}, "array"),
+        ({"script": SCRIPT, "array": 3}, "array"),
+        ({"script": SCRIPT, "array": ["a", object()]}, "array[1]"),
+        ({"script": SCRIPT, "array": ["a", "b\0"]}, 'array[1]["HPC_INPUT"]'),
+        ({"script": SCRIPT, "array": ["a"], "env": {"HPC_INPUT": "b"}}, 'env["HPC_INPUT"]'),
+        ({"script": SCRIPT, "array_limit": 2}, "array_limit"),
+        ({"script": SCRIPT, "array": "0-3", "array_limit": 0}, "array_limit"),
+        ({"script": SCRIPT, "array": "0-3", "array_limit": True}, "array_limit"),
+        ({"script": SCRIPT, "array": "0-3%2", "array_limit": 2}, "array_limit"),
         ({"script": SCRIPT, "account": "a", "sbatch_options": {"account": "b"}}, "account"),
         ({"script": SCRIPT, "partition": "a", "sbatch_options": {"partition": "b"}}, "partition"),
         ({"script": SCRIPT, "account": "it's"}, 'sbatch_options["account"]'),
@@ -313,6 +327,7 @@ def test_the_result_of_an_array_tells_of_each_element_even_of_one_that_was_never
     assert result["elements"] == [
         {
             "index": 0,
+            "job_id": "27",
             "state": "COMPLETED",
             "exit_code": 0,
             "signal": None,
@@ -322,6 +337,7 @@ def test_the_result_of_an_array_tells_of_each_element_even_of_one_that_was_never
         },
         {
             "index": 1,
+            "job_id": "27",
             "state": "UNKNOWN",
             "exit_code": None,
             "signal": None,
@@ -331,6 +347,7 @@ def test_the_result_of_an_array_tells_of_each_element_even_of_one_that_was_never
         },
         {
             "index": 2,
+            "job_id": "27",
             "state": "FAILED",
             "exit_code": 1,
             "signal": 9,
@@ -373,3 +390,65 @@ def test_what_is_no_job_here_cannot_be_waited_for(after, words):
     with pytest.raises(InvalidInputError, match=words) as caught:
         dependency(after, system="daint")
     assert caught.value.field in after
+
+
+# --- arrays -----------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_inputs_is_an_array_whose_elements_find_each_its_own(tmp_path):
+    inputs = ["plain", "it's\n$HOME `id`", 3, 1.5, {"lr": 0.1, "name": "é"}, [1, None], True, ""]
+    request = JobRequest.checked(
+        script='#!/bin/sh\nprintf %s "$HPC_INPUT"\n', array=inputs, array_limit=2, env={"A": "1"}
+    )
+    assert request.array == "0-7%2"
+    script = tmp_path / "job.sh"
+    script.write_text(request.spec("job", base_directory="/w").script)
+    seen = [
+        subprocess.run(
+            ["/bin/sh", script],
+            env={"SLURM_ARRAY_TASK_ID": str(index)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for index in range(len(inputs))
+    ]
+    assert seen == [*map(str, inputs[:4]), '{"lr": 0.1, "name": "é"}', "[1, null]", "true", ""]
+
+
+def test_inputs_need_a_shell_to_find_them():
+    with pytest.raises(InvalidInputError, match="array: cannot be set: the script's interpreter"):
+        made(PYTHON, array=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("given", "array"),
+    [
+        ({"array": "0-99"}, "0-99"),
+        ({"array": range(4), "array_limit": 2}, "0-3%2"),
+        ({"array": "1,3", "array_limit": 1}, "1,3%1"),
+        ({"script": "#!/bin/sh\n#SBATCH -a 0-5\n", "array_limit": 2}, "0-5%2"),
+        ({"script": "#!/bin/sh\n#SBATCH -a 0-5\n"}, "0-5"),
+        ({}, None),
+    ],
+)
+def test_an_array_is_known_by_its_indices_and_its_limit(given, array):
+    assert JobRequest.checked(**{"script": SCRIPT} | given).array == array
+
+
+def test_elements_that_completed_in_a_former_job_are_told_of_with_its_id():
+    spec = replace(SPEC, stdout="/w/%x-%A_%a.out", stderr="/w/%j.err")
+    done = Element(index=0, state=JobState.COMPLETED, exit_code=0, elapsed=5)
+    former = replace(
+        JOB, job_id="20", name="former", elements=(done, replace(done, index=1, state=JobState.FAILED))
+    )
+    job = replace(JOB, elements=(replace(done, index=1, elapsed=7),))
+    result = result_of(
+        job, spec=spec, system="daint", submitted_at=SENT, array="1", earlier=[(former, [0]), (former, [2])]
+    )
+    told = [(e["index"], e["job_id"], e["state"], e["elapsed"], e["stdout"]) for e in result["elements"]]
+    assert told == [
+        (0, "20", "COMPLETED", 5, "/w/former-20_0.out"),
+        (1, "27", "COMPLETED", 7, f"/w/{SPEC.name}-27_1.out"),
+        (2, "20", "UNKNOWN", None, "/w/former-20_2.out"),
+    ]

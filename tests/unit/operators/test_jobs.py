@@ -1,7 +1,9 @@
 """Submitting and cancelling jobs, with the wait in a worker or a trigger, against the embedded gateway."""
 
 import asyncio
+import copy
 import json
+import os
 import re
 import threading
 import time
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferred
+from airflow.sdk.exceptions import AirflowSkipException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.execution_time.timeout import timeout
 from airflow_home import StateStore, context_of
 
@@ -36,7 +38,7 @@ MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch):
     """Defer at once and let the trigger speak at once: the pauses protect Airflow, not the operator."""
-    monkeypatch.setattr(jobs, "_LOOKS_BEFORE_DEFERRING", ())
+    monkeypatch.setattr(jobs, "_SETTLES_AFTER", 0.0)
     monkeypatch.setattr(jobs, "_QUIET", 0.0)
 
 
@@ -44,6 +46,9 @@ def submit(script: str | None = HELLO, **options: Any) -> HpcSubmitJobOperator:
     options.setdefault("task_id", "task")
     options.setdefault("poll_interval", 0.1)
     options.setdefault("deferrable", False)
+    if options["deferrable"] and script and "#SBATCH" not in script:
+        # A job that is over at once is not deferred.
+        script = script.replace("\n", "\nsleep 0.3\n", 1)
     return HpcSubmitJobOperator(script=script, **options)
 
 
@@ -67,6 +72,22 @@ def execute(operator, context):
     # A task that is resumed is another object in another process.
     payload = json.loads(json.dumps(event.payload))
     return getattr(operator, deferral.method_name)(context, event=payload)
+
+
+def to_the_end(operator, context):
+    """Execute a task as Airflow would, however often it defers."""
+    try:
+        return operator.execute(context)
+    except TaskDeferred as first:
+        deferral = first
+    while True:
+        arguments = json.loads(json.dumps(deferral.trigger.serialize()[1]))
+        event = asyncio.run(event_of(type(deferral.trigger)(**arguments)))
+        try:
+            payload = json.loads(json.dumps(event.payload))
+            return getattr(copy.copy(operator), deferral.method_name)(context, event=payload)
+        except TaskDeferred as another:
+            deferral = another
 
 
 def submissions(gateway) -> int:
@@ -456,7 +477,132 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_made(connected, opti
     assert connected.requests.count("POST ^/(compute|filesystem)") == 0
 
 
+# --- jobs that follow one that failed ---
+
+# The first is over its time limit of a second.
+SLOW = "#!/bin/bash\nsleep 1.3\necho enough\n"
+
+
+@pytest.mark.parametrize(
+    ("deferrable", "store"), [(False, False), (True, True)], ids=["without a state store", "deferred"]
+)
+def test_a_job_that_had_too_little_time_is_followed_by_one_with_more(connected, deferrable, store, capsys):
+    context, before = context_of(), submissions(connected)
+    if not store:
+        del context["task_state_store"]
+    operator = submit(SLOW, deferrable=deferrable, sbatch_options={"time": "0:01"}, escalate={"time": 5.0})
+    result = to_the_end(operator, context)
+    assert (result["state"], submissions(connected)) == ("COMPLETED", before + 2)
+    assert context["ti"].xcoms["job_id"] == result["job_id"]
+    assert "is TIMEOUT: another one gets 5 times the time" in capsys.readouterr().out
+
+
+def test_growth_that_does_not_help_ends_and_the_task_fails(connected):
+    context, before = context_of(), submissions(connected)
+    operator = submit(
+        "#!/bin/bash\nsleep 60\n",
+        sbatch_options={"mem": "1M", "time": "1:00"},
+        escalate={"mem": 2.0},
+        max_escalations=1,
+    )
+    started = InBackground(operator, context)
+    for _ in range(2):
+        job_id = started.job_id
+        until(lambda job_id=job_id: state_of(connected, job_id) == "RUNNING")
+        connected.scheduler.end(job_id, "OUT_OF_MEMORY")
+        until(lambda job_id=job_id: context["ti"].xcoms["job_id"] != job_id or started.error)
+    started.end()
+    assert isinstance(started.error, JobFailedError)
+    assert submissions(connected) == before + 2
+    # A retry goes on from there, with no less than was too little.
+    retried = InBackground(operator, context)
+    third = until(lambda: context["ti"].xcoms["job_id"] != job_id and context["ti"].xcoms["job_id"])
+    assert context["task_state_store"][STATE_KEY]["variation"]["scaled"] == {"mem": 1}
+    connected.scheduler.end(third, "FAILED", exit_code=1)
+    retried.end()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"escalate": {"mem": 2.0}},
+        {"escalate": {"gpus": 2.0}},
+        {"escalate": {"time": 0.5}, "sbatch_options": {"time": 5}},
+        {"max_escalations": -1},
+        {"resubmit_failed_indices": True},
+        {"array": "0-3%2", "array_limit": 3},
+    ],
+)
+def test_growth_and_arrays_that_cannot_be_are_refused_before_anything_is_sent(connected, options):
+    connected.requests.clear()
+    with pytest.raises(InvalidInputError):
+        submit(**options).execute(context_of())
+    assert len(connected.requests) == 0
+
+
+# --- arrays ---
+
+
+@MODES
+def test_an_array_over_a_list_gives_each_element_its_input(connected, deferrable):
+    script = '#!/bin/bash\necho "got $HPC_INPUT"\n'
+    operator = submit(script, array=["a b", {"lr": 1}], array_limit=1, deferrable=deferrable)
+    result = to_the_end(operator, context_of())
+    read = [Path(element["stdout"]).read_text() for element in result["elements"]]
+    assert read == ["got a b\n", 'got {"lr": 1}\n']
+
+
+def test_an_empty_list_of_inputs_skips_the_task(connected):
+    connected.requests.clear()
+    with pytest.raises(AirflowSkipException, match="empty"):
+        submit(array=[]).execute(context_of())
+    assert len(connected.requests) == 0
+
+
+@MODES
+def test_a_retry_runs_only_the_indices_that_failed_and_tells_of_all(connected, deferrable):
+    # Index 2 completes where its mark is there, which the first try leaves.
+    script = (
+        "#!/bin/bash\nif [ $SLURM_ARRAY_TASK_ID = 2 ] && [ ! -e mark ]; then touch mark; exit 3; fi\n"
+        "echo $SLURM_ARRAY_JOB_ID >> ran_$SLURM_ARRAY_TASK_ID\n"
+    )
+    context = context_of()
+    operator = submit(script, array="0-3", resubmit_failed_indices=True, deferrable=deferrable)
+    with pytest.raises(JobFailedError, match=r"Failed indices: 2 \(1 of 4\)"):
+        to_the_end(operator, context)
+    first = context["ti"].xcoms["job_id"]
+    result = to_the_end(operator, context)
+    assert [(e["index"], e["job_id"], e["state"]) for e in result["elements"]] == [
+        (0, first, "COMPLETED"),
+        (1, first, "COMPLETED"),
+        (2, result["job_id"], "COMPLETED"),
+        (3, first, "COMPLETED"),
+    ]
+    ran = {path.name: path.read_text().split() for path in Path(result["working_directory"]).glob("ran_*")}
+    assert ran == {"ran_0": [first], "ran_1": [first], "ran_2": [result["job_id"]], "ran_3": [first]}
+    assert all(Path(element["stdout"]).exists() for element in result["elements"])
+    # The scheduler forgets; what completed stays so.
+    connected.scheduler.forget(first)
+    again = to_the_end(operator, context)
+    assert [e["state"] for e in again["elements"]] == ["COMPLETED"] * 4
+
+
 # --- once, whatever happens ---
+
+
+def test_two_tries_at_the_very_same_moment_end_with_one_job(connected):
+    before, run_id = submissions(connected), f"run-{os.urandom(4).hex()}"
+    # Each try sees an empty store: the other has not written yet.
+    tries = [InBackground(submit("#!/bin/bash\nsleep 1\n"), context_of(run_id=run_id)) for _ in range(2)]
+    for one in tries:
+        one.end()
+    assert [one.error for one in tries] == [None, None]
+    assert len({one.result["job_id"] for one in tries}) == 1
+    states = sorted(
+        record.state for record in connected.scheduler.records() if record.name == tries[0].result["name"]
+    )
+    assert submissions(connected) == before + 2
+    assert [state.split()[0] for state in states] == ["CANCELLED", "COMPLETED"]
 
 
 @pytest.mark.parametrize("store", [True, False], ids=["with the state store", "without"])
@@ -676,7 +822,7 @@ def test_the_system_of_a_job_is_that_of_its_task(make_gateway, connect):
 
 @MODES
 def test_a_job_waits_in_the_queue_for_one_that_still_runs(connected, deferrable):
-    first = submit("#!/bin/bash\nsleep 1\n", task_id="first", wait=False).execute(context_of(task_id="first"))
+    first = submit("#!/bin/bash\nsleep 2\n", task_id="first", wait=False).execute(context_of(task_id="first"))
     second = execute(
         submit(task_id="second", after_ok=[first], deferrable=deferrable), context_of(task_id="second")
     )
