@@ -51,6 +51,17 @@ class Call(Generic[T]):
     file: tuple[str, bytes] | None = None
     refused: Callable[[ApiError], T] = _fail
 
+    @property
+    def operation(self) -> str:
+        """Method and path without the names of systems and jobs: one of few words, for counting calls."""
+        name = quote(self.system, safe="") if self.system else None
+        area, *segments = self.path.strip("/").split("/")
+        if segments[:1] == [name]:
+            segments = segments[1:]
+        # An id of a job begins with a digit, a word of the API with none.
+        words = ["id" if segment[:1].isdigit() else segment for segment in segments]
+        return ".".join([self.method.lower(), area, *words])
+
     def then(self, change: Callable[[T], U]) -> Call[U]:
         """The same call with its result changed by a function."""
         call: Call[Any] = self

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import socket
 import ssl
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -25,10 +27,12 @@ from .errors import (
     asked_pause,
     error_for,
 )
-from .redact import guard_logs
+from .redact import guard_logs, redact
 from .retry import RateBudget, RetryPolicy
 
-__all__ = ["AsyncClient", "Client", "exchange"]
+__all__ = ["AsyncClient", "Client", "Observer", "Sent", "exchange"]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Outcome: TypeAlias = httpx.Response | httpx.TransportError | HpcError
@@ -41,6 +45,27 @@ _UNSENT = (
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One try of a call, as an observer is told of it: nothing in it is secret or of one job alone.
+
+    :param operation: see :attr:`Call.operation`
+    :param system: name of the system it was about
+    :param attempt: which try it was, from 1
+    :param status: HTTP status of the answer; None if there is none, or none that can be read
+    :param seconds: how long the answer took, with the time for a token if one had to be fetched
+    """
+
+    operation: str
+    system: str | None
+    attempt: int
+    status: int | None
+    seconds: float
+
+
+Observer: TypeAlias = Callable[[Sent], None]
 
 
 def exchange(call: Call[T], policy: RetryPolicy) -> Generator[float, Outcome, T]:
@@ -147,6 +172,7 @@ class _Base:
         ca_bundle: str | None = None,
         policy: RetryPolicy | None = None,
         budget: RateBudget | None = None,
+        observe: Observer | None = None,
     ) -> None:
         """Prepare; nothing is sent.
 
@@ -156,12 +182,15 @@ class _Base:
         :param ca_bundle: file of CA certificates to trust instead of the usual ones
         :param policy: when to try again
         :param budget: how many requests a second; share one object to share the limit
+        :param observe: told of each try, between two of them: it must be quick; once it has raised, it is
+            told no more
         """
         guard_logs()
         self._url = httpx.URL(url.rstrip("/") + "/")
         self._auth = auth
         self._policy = policy or RetryPolicy()
         self._budget = budget or RateBudget()
+        self._observe = observe
         self._options: dict[str, Any] = {"timeout": _timeout(timeout), "verify": _tls(ca_bundle)}
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
@@ -181,6 +210,18 @@ class _Base:
         """A gateway that asks one caller to slow down gets its pause from all that share the allowance."""
         if isinstance(outcome, httpx.Response) and outcome.status_code == httpx.codes.TOO_MANY_REQUESTS:
             self._budget.hold(min(asked_pause(outcome) or 0.0, self._policy.longest_retry_after))
+
+    def _told(self, call: Call[Any], attempt: int, outcome: Outcome, seconds: float) -> None:
+        """Tell the observer of one try; nothing it does can spoil the call."""
+        if (observe := self._observe) is None:
+            return
+        status = outcome.status_code if isinstance(outcome, httpx.Response) else None
+        try:
+            observe(Sent(call.operation, call.system, attempt, status, seconds))
+        except Exception as error:  # noqa: BLE001  whatever it is, the call goes on
+            self._observe = None
+            kind, text = type(error).__name__, redact(str(error))
+            log.warning("The observer of requests failed and is told no more: %s: %s", kind, text)
 
 
 class Client(_Base):
@@ -206,11 +247,12 @@ class Client(_Base):
 
         :raises HpcError: it failed, and no further try can help or is allowed
         """
-        steps = exchange(call, self._policy)
+        steps, attempt = exchange(call, self._policy), 0
         wait = next(steps)
         while True:
             time.sleep(wait)
             time.sleep(self._budget.reserve())
+            attempt, began = attempt + 1, time.monotonic()
             outcome: Outcome
             try:
                 outcome = self._http.send(self._request(self._http, call))
@@ -218,6 +260,7 @@ class Client(_Base):
                 outcome = error
             except httpx.HTTPError as error:
                 outcome = BadAnswerError(call.doing, f"{error}.")
+            self._told(call, attempt, outcome, time.monotonic() - began)
             self._heed(outcome)
             try:
                 wait = steps.send(outcome)
@@ -244,11 +287,12 @@ class AsyncClient(_Base):
 
         :raises HpcError: it failed, and no further try can help or is allowed
         """
-        steps = exchange(call, self._policy)
+        steps, attempt = exchange(call, self._policy), 0
         wait = next(steps)
         while True:
             await asyncio.sleep(wait)
             await asyncio.sleep(self._budget.reserve())
+            attempt, began = attempt + 1, time.monotonic()
             outcome: Outcome
             try:
                 outcome = await self._http.send(self._request(self._http, call))
@@ -256,6 +300,7 @@ class AsyncClient(_Base):
                 outcome = error
             except httpx.HTTPError as error:
                 outcome = BadAnswerError(call.doing, f"{error}.")
+            self._told(call, attempt, outcome, time.monotonic() - began)
             self._heed(outcome)
             try:
                 wait = steps.send(outcome)

@@ -186,7 +186,8 @@ _budgets: dict[tuple[str, str, float | None], RateBudget] = {}
 
 
 def _options(settings: Settings, policy: RetryPolicy | None) -> dict[str, Any]:
-    """Arguments of a client: how to sign, how fast to ask, whom to trust."""
+    """Arguments of a client: how to sign, how fast to ask, whom to trust, whom to tell."""
+    from airflow_hpc_provider import metrics
     from airflow_hpc_provider.client.auth import AccessToken, ClientCredentials
 
     auth: httpx.Auth
@@ -209,6 +210,7 @@ def _options(settings: Settings, policy: RetryPolicy | None) -> dict[str, Any]:
         "ca_bundle": settings.ca_bundle,
         "policy": policy,
         "budget": budget,
+        "observe": metrics.requested,
     }
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_hpc_provider.client import files, jobs, systems, transfers
 from airflow_hpc_provider.client.calls import Call, nothing, path, plain, read_json, reading
 from airflow_hpc_provider.client.errors import BadAnswerError, InvalidInputError, NotFoundError
 
@@ -112,3 +113,30 @@ def test_an_answer_that_is_refused_here_is_a_bad_answer_too():
 
     with pytest.raises(BadAnswerError):
         reading("look", build)(answer({}))
+
+
+# Few enough to be counted apart.
+OPERATIONS = {
+    "delete.compute.jobs.id": jobs.cancel,
+    "get.compute.jobs": lambda system, job: jobs.listing(system, name=f"job-{job}"),
+    "get.compute.jobs.id": jobs.get,
+    "get.compute.jobs.id.metadata": jobs.metadata,
+    "post.compute.jobs": lambda system, job: jobs.submit(
+        system, jobs.JobSpec(name=f"job-{job}", script="#!/bin/sh", working_directory=f"/{system}")
+    ),
+    "put.compute.jobs.id.attach": lambda system, job: jobs.attach(system, job, "hostname"),
+    "get.filesystem.ops.ls": lambda system, job: files.listing(system, f"/scratch/{job}"),
+    "get.filesystem.ops.tail": lambda system, job: files.tail(system, f"/scratch/{job}", lines=1),
+    "delete.filesystem.transfer.rm": lambda system, job: transfers.remove(system, f"/scratch/{job}"),
+    "get.status.nodes": lambda system, _: systems.nodes(system),
+    "get.status.systems": lambda _, __: systems.listing(),
+    "get.status.userinfo": lambda system, _: systems.user_info(system),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("system", ["daint", "Zürich 2/a", "jobs", "7", "status"])
+def test_an_operation_names_neither_system_nor_job_nor_file(operation, system):
+    call = OPERATIONS[operation](system, "12345")
+    assert call.operation == operation
+    assert call.then(str).operation == operation

@@ -35,7 +35,7 @@ from airflow_hpc_provider.client.errors import (
     UnreachableError,
 )
 from airflow_hpc_provider.client.retry import RateBudget, RetryPolicy
-from airflow_hpc_provider.client.session import AsyncClient, Client
+from airflow_hpc_provider.client.session import AsyncClient, Client, Sent
 
 POLICY = RetryPolicy(attempts=4, base=0)
 FINE = Reply(200, {"value": 42})
@@ -322,6 +322,77 @@ def test_a_budget_is_asked_before_every_try_and_after_the_pause(world):
     with serve(in_turn(gateway_error(500, "Trouble"), FINE)) as server:
         carried_out(world, server, LOOK, budget=Budget(1000))
     assert len(asked) == 2
+
+
+def test_an_observer_is_told_of_every_try(world):
+    told = []
+    with serve(in_turn(gateway_error(503, "Later"), gateway_error(503, "Later"), FINE)) as server:
+        assert carried_out(world, server, LOOK, observe=told.append) == 42
+    assert [(sent.attempt, sent.status) for sent in told] == [(1, 503), (2, 503), (3, 200)]
+    assert {(sent.operation, sent.system) for sent in told} == {("get.status.systems", "daint")}
+    assert all(0 < sent.seconds < 10 for sent in told)
+
+
+def test_an_observer_counts_the_tries_of_each_call_from_one(world):
+    told = []
+    with (
+        serve(in_turn(FINE)) as server,
+        world(server.url, AccessToken(server.url, "t"), observe=told.append) as client,
+    ):
+        client.send(LOOK)
+        client.send(LOOK)
+    assert [sent.attempt for sent in told] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (gateway_error(404, "No"), 404),
+        (Reply(200, "<html>"), 200),
+        (Lost(), None),
+        (Reply(200, b"plain", {"Content-Encoding": "gzip"}), None),
+    ],
+    ids=["refused", "web page", "lost", "not gzip"],
+)
+def test_an_observer_is_told_of_failures_too(world, answer, status):
+    told = []
+    with serve(in_turn(answer)) as server, pytest.raises(HpcError):
+        carried_out(world, server, LOOK, observe=told.append, policy=RetryPolicy(attempts=1))
+    assert [sent.status for sent in told] == [status]
+
+
+def test_an_observer_that_fails_spoils_no_call_and_is_told_no_more(world, caplog):
+    told = []
+
+    def failing(sent):
+        told.append(sent)
+        raise OSError("no such sink; Authorization: Bearer swordfish")
+
+    with serve(in_turn(gateway_error(503, "Later"), FINE)) as server:
+        assert carried_out(world, server, LOOK, observe=failing) == 42
+    assert len(told) == 1
+    [said] = [record.getMessage() for record in caplog.records if record.name.endswith("client.session")]
+    assert "OSError: no such sink" in said
+    assert "swordfish" not in said
+
+
+def test_an_observer_cannot_swallow_the_end_of_a_task(world):
+    class End(BaseException):
+        pass
+
+    def ended(_: Sent) -> None:
+        raise End
+
+    with serve(in_turn(FINE)) as server, pytest.raises(End):
+        carried_out(world, server, LOOK, observe=ended)
+
+
+def test_without_an_observer_nothing_is_noted(world, monkeypatch):
+    made = []
+    monkeypatch.setattr("airflow_hpc_provider.client.session.Sent", lambda *told: made.append(told))
+    with serve(in_turn(FINE)) as server:
+        assert carried_out(world, server, LOOK) == 42
+    assert made == []
 
 
 def test_a_missing_ca_bundle_is_named(world, tmp_path):
