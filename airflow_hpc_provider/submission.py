@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .client import jobs
 from .client.calls import Call, JSONObject
-from .client.errors import HpcError, JobError, NotFoundError
+from .client.errors import HpcError, JobError, NotFoundError, WatchError
 from .client.jobs import Job, JobSpec
 from .client.script import slug
 from .client.variation import Variation
@@ -45,6 +46,9 @@ STATE_KEY = "hpc_job"
 _LOOK_FOR = 15.0
 _LOOK_EVERY = 3.0
 _SENDS = 4
+# So many seconds after its intent a job may still be on its way: it is sent again after a doubtful answer,
+# and after a pause that the gateway asks for.
+_SENT_WITHIN = 900.0
 _AS_ASKED = Variation()
 # This machine's clock and the cluster's may differ by so many seconds.
 _CLOCKS_DIFFER = 120.0
@@ -296,7 +300,7 @@ def _known(
         return _by_name(client, system, name)
     if record.job_id is None:
         # The try before may have been lost a moment ago, between sending and the answer.
-        until = min(record.at, clock()) + _LOOK_FOR
+        until = clock() + (_LOOK_FOR if clock() - record.at < _SENT_WITHIN else 0.0)
         return _look_for(client, system, name, since=record.at, until=until, sleep=sleep, clock=clock)
     try:
         return client.send(jobs.get(system, record.job_id))
@@ -351,7 +355,14 @@ def _send(
             doubtful = True
             log.warning("%s Looking for job %s before sending it again.", error, spec.name)
             until = clock() + _LOOK_FOR
-            found = _look_for(client, system, spec.name, until=until, sleep=sleep, clock=clock)
+            try:
+                found = _look_for(client, system, spec.name, until=until, sleep=sleep, clock=clock)
+            except HpcError as trouble:
+                # Whatever keeps us from looking, the job may be there: only a retry can tell.
+                raise WatchError(
+                    f"Job {spec.name} may or may not have been submitted to system {system}; a retry looks "
+                    f"for it. {trouble}"
+                ) from trouble
             if found is not None:
                 log.info("Job %s is %s: it was submitted after all.", spec.name, found.job_id)
                 return found.job_id
@@ -360,8 +371,9 @@ def _send(
             continue
         if doubtful:
             # The one before may come late: of two, the earliest is ours. When this one shows up, so has that.
-            until = clock() + _LOOK_FOR
-            found = _look_for(client, system, spec.name, until=until, sleep=sleep, clock=clock)
+            until, found = clock() + _LOOK_FOR, None
+            with contextlib.suppress(HpcError):  # this one is known, and must not be lost
+                found = _look_for(client, system, spec.name, until=until, sleep=sleep, clock=clock)
             if found is not None and _number(found.job_id) < _number(job_id):
                 log.warning("Job %s was submitted before job %s, which is cancelled.", found.job_id, job_id)
                 client.send(jobs.cancel(system, job_id))

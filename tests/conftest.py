@@ -19,6 +19,12 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One running Airflow serves all of its tests, so ``-m airflow`` alone runs in one process."""
+    chosen = config.option.markexpr
+    return 0 if "airflow" in chosen and "not airflow" not in chosen else None
+
+
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One gateway with local jobs for the whole session: use names and folders of your own."""
@@ -40,3 +46,9 @@ def make_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield make
     for one in started:
         one.stop()
+
+
+@pytest.fixture(autouse=True)
+def _ask_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test asks its gateway for its systems, whatever another test was told."""
+    monkeypatch.setattr("airflow_hpc_provider.known.KEEP_SECONDS", 0.0)

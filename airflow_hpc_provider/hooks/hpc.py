@@ -108,16 +108,22 @@ class HpcHook(BaseHook):
         )
 
     def system(self, client: Client, system: str | None = None) -> System:
-        """What the gateway says about a system.
+        """What the gateway says about a system; that is kept on this machine for ten minutes.
 
         :param client: an open client
         :param system: its name; None for the connection's
+        :return: the system; its health is told only where the gateway was asked just now
         :raises InvalidInputError: the gateway has no such system; the text lists those it has
         """
+        from airflow_hpc_provider import known as kept
         from airflow_hpc_provider.client.systems import listing as list_systems
 
         name = self.system_name(system)
+        found = next((item for item in kept.load(self.settings) if item.name.lower() == name.lower()), None)
+        if found is not None:
+            return found
         known = client.send(list_systems())
+        kept.save(self.settings, known)
         found = next((item for item in known if item.name.lower() == name.lower()), None)
         if found is None:
             names = ", ".join(item.name for item in known) or "none"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from airflow_hpc_provider.client import jobs
 from airflow_hpc_provider.client.auth import AccessToken
-from airflow_hpc_provider.client.errors import HpcError, JobError, RejectedError
+from airflow_hpc_provider.client.errors import HpcError, JobError, RejectedError, WatchError
 from airflow_hpc_provider.client.jobs import JobSpec
 from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.client.session import Client
@@ -272,7 +272,7 @@ def test_of_a_job_that_becomes_visible_too_late_the_one_sent_in_doubt_is_cancell
 
 def test_looking_for_the_job_goes_on_while_the_gateway_is_in_trouble(task, gateway):
     gateway.faults.lose_answer(on="submit")
-    gateway.faults.respond(500, on="jobs", times=2)
+    gateway.faults.respond(500, on="jobs")
     submission = task.submit()
     assert [*task.all()] == [submission.job_id]
 
@@ -626,3 +626,36 @@ def test_a_job_that_follows_varies_as_its_task_says_and_a_retry_knows_how(task):
 def test_a_cleared_task_varies_nothing(task):
     task.remember("submitted", job_id=task.wait(task.by_hand(FAILS)), variation=Variation(scaled={"mem": 2}))
     assert task.submit(max_tries=1).variation == Variation()
+
+
+# --- what chaos has found ---------------------------------------------------------------------------------
+
+
+def test_a_retry_waits_for_a_job_that_was_sent_again_long_after_its_intent(task):
+    began = task.clock.now
+    task.remember(at=time.time() - 60)
+    sent = []
+
+    def arrives():
+        if not sent and task.clock.now > began + 5:
+            sent.append(task.by_hand())
+
+    task.clock.happens = arrives
+    assert task.submit().job_id == sent[0]
+    assert [*task.all()] == sent
+
+
+def test_a_look_that_is_refused_for_good_leaves_the_job_to_a_retry(task, gateway):
+    gateway.faults.lose_answer(on="submit")
+    gateway.faults.respond(401, {"message": "Access token expired"}, on="jobs")
+    with pytest.raises(WatchError, match="may or may not have been submitted") as failure:
+        task.submit()
+    assert failure.value.transient
+    assert task.submit().adopted
+    assert len(task.all()) == 1
+
+
+def test_a_job_whose_answer_came_is_not_lost_because_nobody_can_look_for_another(task, gateway):
+    gateway.faults.cut(on="submit")  # before anything was done
+    gateway.faults.respond(403, {"message": "no"}, on="jobs", skip=6, times=None)
+    assert task.submit().job_id in task.active()
