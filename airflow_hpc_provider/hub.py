@@ -17,11 +17,12 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from . import metrics
 from .client import jobs
 from .client.calls import Call, JSONObject, reading
 from .client.errors import (
@@ -68,6 +69,10 @@ _LONGEST_PAUSE = 1800.0
 _SLICE = 100
 _SHORTEST_DELAY = 0.05
 _CLOSING_SECONDS = 5.0
+# What is asked beside the looks, such as the output of jobs, begins so many seconds apart.
+_ASIDE = 1.0
+
+T = TypeVar("T")
 
 Opener = Callable[[], Awaitable[AsyncClient]]
 
@@ -188,6 +193,9 @@ class Hub:
         self._gate = gate or _Gate()
         self._entries: dict[Entry, None] = {}
         self._task: asyncio.Task[None] | None = None
+        self._client: AsyncClient | None = None
+        self._turn = asyncio.Lock()
+        self._aside_from = 0.0
         self._news = asyncio.Event()
         self._wake = 0.0
         # Of the last list and the last tick: when they were, and how long the list took.
@@ -229,9 +237,50 @@ class Hub:
             if not self._entries:
                 await self._stop()
 
+    async def send(self, call: Call[T]) -> T:
+        """Carry out a call beside the looks: one at a time, in turn, and not while the gateway wants a pause.
+
+        Only whoever waits for a job at the same time may ask: the client is that of the poll loop.
+
+        :raises HpcError: it failed
+        """
+        async with self._turn:
+            while True:
+                left = max(self._closed_until(), self._aside_from) - self._clock()
+                client = self._client
+                if client is None or left > 0:
+                    await asyncio.sleep(max(_SHORTEST_DELAY, left))
+                    continue
+                self._aside_from = self._clock() + _ASIDE
+                try:
+                    return await client.send(call)
+                except (HpcError, RuntimeError) as error:
+                    if isinstance(error, ApiError):
+                        self._heed(error)
+                    elif self._client is not client and call.replayable:
+                        continue  # the poll loop has replaced its client, and closed this one
+                    raise
+
+    @contextlib.contextmanager
+    def _lent(self, client: AsyncClient) -> Iterator[None]:
+        """Let others ask with a client of the poll loop while it is open."""
+        self._client = client
+        try:
+            yield
+        finally:
+            if self._client is client:
+                self._client = None
+
+    def _heed(self, error: HpcError) -> None:
+        """A gateway that asks for a pause gets it from all hubs of the identity."""
+        if isinstance(error, ApiError) and error.retry_after:
+            asked = self._clock() + min(error.retry_after, _LONGEST_PAUSE)
+            self._gate.closed_until = max(self._gate.closed_until, asked)
+
     async def _stop(self) -> None:
         """End the poll loop; whoever comes meanwhile starts another one."""
         task, self._task = self._task, None
+        self._count()
         if task is not None:
             task.cancel()
             await asyncio.wait([task], timeout=_CLOSING_SECONDS)
@@ -242,8 +291,9 @@ class Hub:
             while True:
                 try:
                     async with await self.open_client() as client:
-                        while not await self._tick(client):
-                            await self._pause()
+                        with self._lent(client):
+                            while not await self._tick(client):
+                                await self._pause()
                 except Exception as error:  # noqa: BLE001  whatever it is, no job has failed by it
                     self._failed(error)
                 await self._pause()
@@ -252,6 +302,12 @@ class Hub:
                 self._task = None
                 for entry in self._entries:
                     entry.done.cancel()
+
+    def _count(self) -> None:
+        """Tell how many jobs of this system are watched here, by this and other identities."""
+        hubs = _hubs.get(asyncio.get_running_loop(), {})
+        count = sum(hub.watched for key, hub in hubs.items() if key[-1] == self._system.lower())
+        metrics.jobs_watched(self._system, count)
 
     # --- when ---
 
@@ -296,6 +352,7 @@ class Hub:
     async def _tick(self, client: AsyncClient) -> bool:
         """Ask, and tell each watch; True if the gateway refuses the token."""
         now = self._clock()
+        self._count()
         if now < self._closed_until():
             for entry in [entry for entry in self._entries if _end_of(entry) <= now]:
                 self._tell(entry, functools.partial(entry.watch.missed, self._trouble))
@@ -324,6 +381,7 @@ class Hub:
         sent, entries = self._clock(), list(self._entries)
         self._listed = sent
         call = _listing(self._system, entries, None if self._windowless else window)
+        metrics.polled(self._system, "list")
         try:
             found = await client.send(call)
         except HpcError as error:
@@ -371,6 +429,7 @@ class Hub:
         sent = self._clock()
         if entry.done.done():
             return True
+        metrics.polled(self._system, entry.watch.kind)
         try:
             job = await client.send(entry.watch.look())
         except HpcError as error:
@@ -394,9 +453,7 @@ class Hub:
         pause = min(self._shortest(), 2.0 ** min(self._failures, 10)) * (0.75 + random.random() / 4)  # noqa: S311
         self._rest_until = now + pause
         self._failures += 1
-        if isinstance(error, ApiError) and error.retry_after:
-            asked = now + min(error.retry_after, _LONGEST_PAUSE)
-            self._gate.closed_until = max(self._gate.closed_until, asked)
+        self._heed(error)
         if not (error.transient or isinstance(error, TokenError | UnauthorizedError)):
             error = WatchError(str(error))  # a gateway in maintenance says odd things: no reason to give up
         self._trouble = error
@@ -413,6 +470,7 @@ class Hub:
             if entry.after_look is not None:
                 entry.after_look()
             if verdict is not None:
+                metrics.detected(entry.watch, verdict, now)
                 entry.done.set_result(verdict)
                 return
             delay = entry.watch.delay(now, random.random() / 2)  # noqa: S311  spreads looks, guards nothing
@@ -425,8 +483,7 @@ class Hub:
 
 def _end_of(entry: Entry) -> float:
     """When a watch gives up, whatever the gateway says."""
-    deadline = entry.watch.deadline
-    return float("inf") if deadline is None else max(deadline, entry.watch.not_before)
+    return entry.watch.gives_up_at
 
 
 def _listing(

@@ -51,7 +51,9 @@ _SENDS = 4
 _SENT_WITHIN = 900.0
 _AS_ASKED = Variation()
 # This machine's clock and the cluster's may differ by so many seconds.
-_CLOCKS_DIFFER = 120.0
+_CLOCKS_DIFFER = 180.0
+# Accounting may know a short job only by this name for so many seconds after its end.
+_NAMELESS, _NAMELESS_FOR = (None, "allocation"), 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,12 +399,34 @@ def _look_for(
     sleep: Callable[[float], None],
     clock: Callable[[], float],
 ) -> Job | None:
-    """Look for a job by its name until it is there, or the time is over."""
+    """Look for a job by its name until it is there, or the time is over.
+
+    That takes longer while there is a job whose name accounting has yet to learn: it may be the one.
+    """
+    begun = clock()
     while True:
+        last = clock() >= until
+        # Asked before the look by name: its name may become known in between.
+        hidden = (
+            last
+            and begun < until
+            and clock() < until + _NAMELESS_FOR
+            and _any_nameless(client, system, since or begun - _LOOK_FOR)
+        )
         found = _by_name(client, system, name, since=since)
-        if found is not None or clock() >= until:
+        if found is not None or (last and not hidden):
             return found
         sleep(_LOOK_EVERY)
+
+
+def _any_nameless(client: Client, system: str, since: float) -> bool:
+    """Whether a job that is over, and began no earlier than that, has no name yet."""
+    return any(
+        job.state.final
+        and job.name in _NAMELESS
+        and (job.start is None or job.start.timestamp() >= since - _CLOCKS_DIFFER)
+        for job in client.send(jobs.listing(system, window="1h"))
+    )
 
 
 def _cancel_quietly(client: Client, record: Record) -> None:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from .client.calls import Call, JSONObject
 from .client.errors import ApiError, HpcError, NotFoundError, TokenError, UnauthorizedError
 
 if TYPE_CHECKING:
     from .client.jobs import Job
-    from .client.session import AsyncClient, Client
     from .client.states import JobState
     from .client.systems import System
 
@@ -28,6 +28,8 @@ __all__ = [
     "FileWatch",
     "JobWatch",
     "Outcome",
+    "Sends",
+    "SendsOnLoop",
     "SystemWatch",
     "Verdict",
     "Watch",
@@ -45,9 +47,32 @@ _LOST_AFTER = 30.0
 # This machine's clock and the cluster's may differ by so many seconds.
 _CLOCKS_DIFFER = 600.0
 _NAMES_OF_HASTE = ("allocation",)
+_NOT_FOUND = "the gateway does not find it"
 # Slurm may requeue a job that ended in some states: such an end is believed when it still stands this many
 # seconds later.
 _CONFIRM_AFTER = 15.0
+
+
+class Sends(Protocol):
+    """What the looks of a worker are sent with: a ``Client``, or something in front of one."""
+
+    def send(self, call: Call[T], /) -> T:
+        """Carry out a call.
+
+        :raises HpcError: it failed
+        """
+        ...
+
+
+class SendsOnLoop(Protocol):
+    """The same on an event loop: an ``AsyncClient``, or something in front of one."""
+
+    async def send(self, call: Call[T], /) -> T:
+        """Carry out a call.
+
+        :raises HpcError: it failed
+        """
+        ...
 
 
 class Outcome(StrEnum):
@@ -115,7 +140,8 @@ class Watch(Generic[T]):
     def __post_init__(self) -> None:
         self._changed = self.since
         self._last: Any = None
-        self._missing_since: float | None = None
+        # Since when the gateway cannot be asked, and how that began.
+        self._outage: tuple[float, HpcError] | None = None
         self._pause = 0.0
         self._error: HpcError | None = None
 
@@ -134,6 +160,37 @@ class Watch(Generic[T]):
     def describe(self) -> str:
         """What is waited for, in a few words."""
         raise NotImplementedError
+
+    def last_sight(self) -> str:
+        """What was there when it was last seen, in a few words."""
+        raise NotImplementedError
+
+    @property
+    def news(self) -> str:
+        """What the log should tell now: the last sight, or that there is none and why.
+
+        It stays the same throughout an outage of the gateway, in the words of its first error, so that
+        whoever logs what is new logs an outage once.
+        """
+        if self._outage is None:
+            return self.last_sight()
+        why = str(self._outage[1]).rstrip(".")
+        return (
+            f"the gateway cannot be asked and is waited for with a patience of {self.patience:.0f} s. {why}"
+        )
+
+    @property
+    def gives_up_at(self) -> float:
+        """Epoch seconds at which, as things stand, the wait ends without another word of the gateway.
+
+        That is the deadline, or the end of the patience with an outage; infinity if there is neither.
+        """
+        return max(min(self._ends, default=math.inf), self.not_before)
+
+    @property
+    def _ends(self) -> list[float]:
+        ends = [] if self.deadline is None else [self.deadline]
+        return ends if self._outage is None else [*ends, self._outage[0] + self.patience]
 
     def saw(self, seen: T, now: float) -> Verdict | None:
         """Take what a look saw.
@@ -155,14 +212,14 @@ class Watch(Generic[T]):
         self._error = error
         asked = error.retry_after or 0.0 if isinstance(error, ApiError) else 0.0
         self._pause = min(asked, self.patience)
-        self._missing_since = now if self._missing_since is None else self._missing_since
+        self._outage = self._outage or (now, error)
         waits = error.transient or isinstance(error, TokenError | UnauthorizedError)
         if not waits:
             refusal = Verdict(Outcome.FAILED, f"{self.describe()}: {error}", transient=False)
             return self._unless_early(refusal, now)
-        gone = now - self._missing_since
-        if gone >= self.patience:
-            text = f"{self.describe()}: the gateway could not be asked for {gone:.0f} s. Last: {error}"
+        began = self._outage[0]
+        if now >= began + self.patience:
+            text = f"{self.describe()}: the gateway could not be asked for {now - began:.0f} s. Last: {error}"
             return self._unless_early(Verdict(Outcome.FAILED, text), now)
         return self._late(now)
 
@@ -176,10 +233,7 @@ class Watch(Generic[T]):
         pace = min(self.poll_interval, max(1.0, quiet / 5)) * (0.9 + rand / 5)
         if now < self.not_before:
             pace = min(pace, self.not_before - now)
-        wait = max(pace, self._pause)
-        if self.deadline is not None and now < self.deadline:
-            wait = min(wait, self.deadline - now)
-        return wait
+        return min([max(pace, self._pause), *(end - now for end in self._ends if now < end)])
 
     @property
     def pending(self) -> bool:
@@ -194,7 +248,7 @@ class Watch(Generic[T]):
         return True
 
     def _answered(self) -> None:
-        self._missing_since, self._pause, self._error = None, 0.0, None
+        self._outage, self._pause, self._error = None, 0.0, None
 
     def _unless_early(self, verdict: Verdict | None, now: float) -> Verdict | None:
         return verdict if now >= self.not_before else None
@@ -236,7 +290,13 @@ class JobWatch(Watch["Job | None"]):
         self._job: Job | None = None
         self._gone: float | None = None
         self._stuck: float | None = None
+        self._why = _NOT_FOUND
         self._by_name = False
+
+    @property
+    def job(self) -> Job | None:
+        """The last sight of the job."""
+        return self._job
 
     def describe(self) -> str:
         return f"Job {self.job_id} on system {self.system}"
@@ -255,7 +315,7 @@ class JobWatch(Watch["Job | None"]):
 
     def decide(self, seen: Job | None, now: float) -> Verdict | None:
         if seen is None:
-            return self._absent("no job has its name either", now)
+            return self._absent(None, now)
         if not self._is_ours(seen):
             return self._absent(f"its id now belongs to job {seen.name} of {seen.user}", now)
         self._gone, self._by_name = None, False
@@ -278,9 +338,7 @@ class JobWatch(Watch["Job | None"]):
     def missed(self, error: HpcError, now: float) -> Verdict | None:
         if isinstance(error, NotFoundError) and "job" in error.message.lower():
             self._answered()
-            return self._unless_early(self._absent("the gateway does not find it", now), now) or self._late(
-                now
-            )
+            return self._unless_early(self._absent(_NOT_FOUND, now), now) or self._late(now)
         return super().missed(error, now)
 
     @property
@@ -296,17 +354,26 @@ class JobWatch(Watch["Job | None"]):
             return True
         if seen.name and seen.name not in (self.name, *_NAMES_OF_HASTE):
             return False
+        if self._job and self._job.user and seen.user and seen.user != self._job.user:
+            return False
         return seen.start is None or seen.start.timestamp() > self.since - _CLOCKS_DIFFER
 
-    def _absent(self, why: str, now: float) -> Verdict | None:
-        """Not visible yet, out of sight for a moment, or lost: looked for by id and by name in turn."""
+    def _absent(self, why: str | None, now: float) -> Verdict | None:
+        """Not visible yet, out of sight for a moment, or lost: looked for by id and by name in turn.
+
+        :param why: what the look by id found instead; None after one by name, which found nothing
+        """
+        self._why = why or self._why
         if now - self.since < _VISIBLE_WITHIN:
             return None
         self._gone = now if self._gone is None else self._gone
         self._by_name = not self._by_name
         if now - self._gone < _LOST_AFTER:
             return None
-        text = f"{self.describe()} is lost: {why}. Look for it in Slurm's accounting: sacct -j {self.job_id}."
+        found = self._why if why else f"{self._why}, and no job has its name either"
+        text = (
+            f"{self.describe()} is lost: {found}. Look for it in Slurm's accounting: sacct -j {self.job_id}."
+        )
         return Verdict(Outcome.LOST, text, transient=False)
 
     def _kept_waiting(self, seen: Job, now: float) -> Verdict | None:
@@ -325,9 +392,7 @@ class JobWatch(Watch["Job | None"]):
     def _sight(self) -> JSONObject:
         return self._job.to_json() if self._job else {}
 
-    @property
-    def news(self) -> str:
-        """The last sight in a few words, for the log."""
+    def last_sight(self) -> str:
         from .client.states import stuck
 
         if self._job is None:
@@ -407,9 +472,7 @@ class FileWatch(Watch[dict[str, tuple[int, int | str]]]):
         pending = [at + self.stable_for - now for _, at in self._since.values()]
         return min([super().delay(now, rand), *(max(1.0, self._pause, left) for left in pending)])
 
-    @property
-    def news(self) -> str:
-        """The last sight in a few words, for the log."""
+    def last_sight(self) -> str:
         return f"{len(self._since)} seen, still changing" if self._since else "not there yet"
 
 
@@ -451,9 +514,7 @@ class SystemWatch(Watch["tuple[System, ...]"]):
     def _counts(self, kind: str) -> bool:
         return not self.services or kind in self.services
 
-    @property
-    def news(self) -> str:
-        """The last sight in a few words, for the log."""
+    def last_sight(self) -> str:
         return "unhealthy: " + "; ".join(self._last) if self._last else "not asked yet"
 
 
@@ -469,7 +530,7 @@ def watch_from_json(plain: JSONObject) -> JobWatch | FileWatch | SystemWatch:
 
 
 def follow(
-    client: Client,
+    client: Sends,
     watch: Watch[T],
     *,
     sleep: Callable[[float], None] = time.sleep,
@@ -492,7 +553,7 @@ def follow(
 
 
 async def follow_async(
-    client: AsyncClient,
+    client: SendsOnLoop,
     watch: Watch[T],
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,

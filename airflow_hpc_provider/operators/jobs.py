@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from airflow_hpc_provider.client.request import JobRequest
     from airflow_hpc_provider.client.session import Client
     from airflow_hpc_provider.client.variation import Completed, Rules, Variation
+    from airflow_hpc_provider.logs import JobLogs
     from airflow_hpc_provider.submission import OnExisting, Submission
 
 __all__ = ["HpcCancelJobOperator", "HpcSubmitJobOperator"]
@@ -41,6 +42,8 @@ _SETTLES_AFTER = 2.0
 # Airflow 3.3 may fail a task that is resumed within seconds of its deferral, so the trigger keeps quiet at
 # first.
 _QUIET = 5.0
+# So many lines at the end of stderr tell of a failure.
+_ERROR_LINES = 30
 
 
 class HpcSubmitJobOperator(HpcTask):
@@ -89,7 +92,9 @@ class HpcSubmitJobOperator(HpcTask):
     :param gateway_patience: seconds for which a gateway that cannot be asked, or calls the system unhealthy,
         is waited for; then the task fails, and the job goes on
     :param cancel_on_kill: cancel the job when the task is killed by a user or by its time-out
-    :param log_lines: how many lines at the end of the job's output go to the task log
+    :param log_interval: seconds between two reads of the job's output for the task log, while it runs; quiet
+        files are read less often. None logs no output: only a failure shows the end of stderr
+    :param log_limit: bytes of output that go to the task log at the most; the end of it always does
     :param hpc_conn_id: id of a connection of type ``firecrest``
     :param system: name of the system. Default: the connection's
     :return: job id, name, system, state, exit code, signal, working directory, stdout and stderr paths,
@@ -149,7 +154,8 @@ class HpcSubmitJobOperator(HpcTask):
         pending_grace: float | None = None,
         gateway_patience: float = 1800.0,
         cancel_on_kill: bool = True,
-        log_lines: int = 100,
+        log_interval: float | None = 15.0,
+        log_limit: int = 10 * 2**20,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -181,7 +187,12 @@ class HpcSubmitJobOperator(HpcTask):
         self.pending_grace = pending_grace
         self.gateway_patience = gateway_patience
         self.cancel_on_kill = cancel_on_kill
-        self.log_lines = log_lines
+        if log_interval is not None and log_interval <= 0:
+            raise InvalidInputError("log_interval", f"must be above 0 s, or None, not {log_interval}.")
+        if log_limit < 1:
+            raise InvalidInputError("log_limit", f"must be 1 byte or more, not {log_limit}.")
+        self.log_interval = log_interval
+        self.log_limit = log_limit
         self._job: tuple[str, str] | None = None
         self._stop: threading.Event | None = None
 
@@ -218,11 +229,13 @@ class HpcSubmitJobOperator(HpcTask):
     def execute_complete(self, context: Any, event: Any) -> JSONObject:
         """Take up the task after the trigger's verdict."""
         verdict, carry = carried(event)
+        logs = self._logs(carry)
         with self._stoppable() as stop:
-            if self._goes_on(verdict, carry):
-                return self._run(context, stop)
             with self.hook.client() as client:
-                return self._finish(client, verdict, carry)
+                self._show(client, verdict, logs)
+                if not self._goes_on(verdict, carry):
+                    return self._finish(client, verdict, carry, logs)
+            return self._run(context, stop)
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[threading.Event]:
@@ -290,11 +303,13 @@ class HpcSubmitJobOperator(HpcTask):
                     deadline=deadline(context, self.execution_timeout),
                     poll_interval=self.poll_interval,
                 )
-                verdict = self._wait(client, watch, seen, carry, stop)
+                logs = self._logs(carry)
+                verdict = self._wait(client, watch, seen, carry, stop, logs=logs)
                 if verdict.outcome is Outcome.STOPPED:
                     self._stopped(client, context)
+                self._show(client, verdict, logs)
                 if not self._goes_on(verdict, carry):
-                    return self._finish(client, verdict, carry)
+                    return self._finish(client, verdict, carry, logs)
 
     def on_kill(self) -> None:
         """Tell the waiting loop; whether the job is cancelled depends on why the process is killed."""
@@ -399,16 +414,26 @@ class HpcSubmitJobOperator(HpcTask):
         return submission, seen
 
     def _wait(
-        self, client: Client, watch: JobWatch, seen: Job | None, carry: JSONObject, stop: threading.Event
+        self,
+        client: Client,
+        watch: JobWatch,
+        seen: Job | None,
+        carry: JSONObject,
+        stop: threading.Event,
+        *,
+        logs: JobLogs | None,
     ) -> Verdict:
+        from airflow_hpc_provider import metrics
+
         try:
             if verdict := self._first_look(client, watch, seen):
+                metrics.detected(watch, verdict, time.time())
                 return verdict
             if self.deferrable:
-                self._defer(watch, carry)
+                self._defer(watch, carry, logs)
             if stop.wait(watch.delay(time.time())):
                 return Verdict(Outcome.STOPPED)
-            return self.follow(client, watch, stop)
+            return self.follow(client, watch, stop, logs=logs)
         except AirflowTaskTimeout:
             self._cancel(client, watch.system, watch.job_id)
             raise
@@ -423,16 +448,52 @@ class HpcSubmitJobOperator(HpcTask):
         except HpcError as error:
             return watch.missed(error, time.time())
 
-    def _defer(self, watch: JobWatch, carry: JSONObject) -> NoReturn:
+    def _defer(self, watch: JobWatch, carry: JSONObject, logs: JobLogs | None) -> NoReturn:
         arguments = asdict(watch) | {"not_before": time.time() + _QUIET}
+        if logs is not None:
+            logs.begun = time.time()
         trigger = HpcJobTrigger(
-            hpc_conn_id=self.hpc_conn_id, carry=carry, cancel_on_kill=self.cancel_on_kill, **arguments
+            hpc_conn_id=self.hpc_conn_id,
+            carry=carry,
+            cancel_on_kill=self.cancel_on_kill,
+            logs=logs.to_json() if logs else None,
+            **arguments,
         )
         self.log.info("%s: %s. Waiting in the triggerer.", watch.describe(), watch.news)
         self.defer_to(trigger, until=watch.deadline)
 
+    def _logs(self, carry: JSONObject) -> JobLogs | None:
+        """What to log of the job's output: from where a trigger got to, or from the beginning."""
+        from airflow_hpc_provider.logs import JobLogs
+
+        if self.log_interval is None:
+            return None
+        if known := carry.get("logs"):
+            return JobLogs.from_json(known)
+        spec = carry["spec"]
+        return JobLogs(
+            system=carry["system"],
+            job_id=carry["job_id"],
+            name=spec["name"],
+            stdout=spec["stdout"] or "",
+            stderr=spec["stderr"] or "",
+            array=carry["array"],
+            interval=self.log_interval,
+            limit=self.log_limit,
+        )
+
+    def _show(self, client: Client, verdict: Verdict, logs: JobLogs | None) -> None:
+        """Log what is missing of the output of a job that is over."""
+        if logs is None or verdict.outcome is not Outcome.DONE:
+            return
+        from airflow_hpc_provider.client.jobs import Job
+        from airflow_hpc_provider.logs import finish
+
+        finish(client, logs, Job.from_json(verdict.data), self.say)
+
     def _goes_on(self, verdict: Verdict, carry: JSONObject) -> bool:
         """Whether another job shall follow one that had too little of something."""
+        from airflow_hpc_provider import metrics
         from airflow_hpc_provider.client.jobs import Job
         from airflow_hpc_provider.client.variation import Variation
 
@@ -442,6 +503,7 @@ class HpcSubmitJobOperator(HpcTask):
         rules = self._rules(self._request(carry["system"], _any_working_dir))
         lacking = rules.grows(job.state, Variation.from_json(carry["variation"]))
         if lacking:
+            metrics.job_ended(job, carry["system"], datetime.fromisoformat(carry["since"]))
             self.log.warning(
                 "Job %s on system %s is %s: another one gets %g times the %s.",
                 *(job.job_id, carry["system"], job.state.value, rules.factors[lacking], lacking),
@@ -488,8 +550,11 @@ class HpcSubmitJobOperator(HpcTask):
             earlier=[_earlier(client, carry["system"], some) for some in completed],
         )
 
-    def _finish(self, client: Client, verdict: Verdict, carry: JSONObject) -> JSONObject:
+    def _finish(
+        self, client: Client, verdict: Verdict, carry: JSONObject, logs: JobLogs | None
+    ) -> JSONObject:
         """The one end of both ways to wait."""
+        from airflow_hpc_provider import metrics
         from airflow_hpc_provider.client.jobs import Job
         from airflow_hpc_provider.client.states import JobState
 
@@ -507,17 +572,17 @@ class HpcSubmitJobOperator(HpcTask):
                 f"{verdict.message} The job goes on; a retry finds it again.", transient=verdict.transient
             )
         job = Job.from_json(verdict.data)
+        metrics.job_ended(job, system, datetime.fromisoformat(carry["since"]))
         result = self._result(client, job, carry)
         self.log.info(
             "Job %s on system %s: %s, exit code %s, %s s on %s.",
             *(job_id, system, job.state.value, job.exit_code, job.elapsed, job.nodes or "no node"),
         )
-        shown = _telling_element(result) if carry["array"] else result
-        if tail := _tail(client, system, shown["stdout"], self.log_lines):
-            self.log.info("End of %s:\n%s", shown["stdout"], tail)
         if job.state.succeeded:
             return result
-        errors = _tail(client, system, shown["stderr"], 30)
+        shown = _telling_element(result) if carry["array"] else result
+        known = logs.tail(shown.get("index")) if logs else None
+        errors = "\n".join(known) if known is not None else _tail(client, system, shown["stderr"])
         raise JobFailedError(
             _failure(job, system, result, errors), state=job.state.value, transient=job.state.infrastructure
         )
@@ -587,15 +652,13 @@ def _telling_element(result: JSONObject) -> JSONObject:
     return next((item for item in elements if item["state"] != JobState.COMPLETED.value), elements[0])
 
 
-def _tail(client: Client, system: str, path: str, lines: int) -> str:
+def _tail(client: Client, system: str, path: str) -> str:
     """The end of an output file; there may be none, and a file system may show it some seconds late."""
     from airflow_hpc_provider.client import files
 
-    if lines < 1:
-        return ""
     for pause in (2.0, 0.0):
         try:
-            return client.send(files.tail(system, path, lines=lines)).rstrip()
+            return client.send(files.tail(system, path, lines=_ERROR_LINES)).rstrip()
         except NotFoundError:
             time.sleep(pause)
         except HpcError:

@@ -29,16 +29,28 @@ class HpcSensor(HpcTask, BaseSensorOperator):
         Default: Airflow's ``[operators] default_deferrable``
     :param poke_interval: seconds between two looks; in the triggerer, at the most
     :param timeout: seconds after which the sensor gives up
+    :param gateway_patience: seconds for which a gateway that cannot be asked is waited for, whatever a single
+        look comes to. A sensor in ``reschedule`` mode starts anew with each look and does not remember how
+        long it has been so: there ``timeout`` is the bound
     :param hpc_conn_id: id of a connection of type ``firecrest``
     :param system: name of the system. Default: the connection's
     """
 
     trigger_type: type[HpcTrigger]
 
-    def __init__(self, *, deferrable: bool | None = None, poke_interval: Any = 30.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        deferrable: bool | None = None,
+        poke_interval: Any = 30.0,
+        gateway_patience: float = 1800.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(poke_interval=poke_interval, **kwargs)
         self.deferrable = default_deferrable() if deferrable is None else deferrable
+        self.gateway_patience = gateway_patience
         self._watch: Watch[Any] | None = None
+        self._said = ""
 
     def watch_for(self, client: Client, hook: HpcHook, **common: Any) -> Watch[Any]:
         """The watch of this sensor.
@@ -101,17 +113,24 @@ class HpcSensor(HpcTask, BaseSensorOperator):
         # A sensor that is rescheduled starts anew each time, but its wait began with the first.
         first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
         since = first.timestamp() if first else time.time()
-        return self.watch_for(client, self.hook, since=since, poll_interval=self.poke_interval)
+        self._said = ""
+        return self.watch_for(
+            client, self.hook, since=since, poll_interval=self.poke_interval, patience=self.gateway_patience
+        )
 
     def _look(self, client: Client, watch: Watch[Any]) -> Verdict | None:
+        from airflow_hpc_provider import metrics
+
+        metrics.polled(watch.system, watch.kind)
         try:
             verdict = watch.saw(client.send(watch.look()), time.time())
         except HpcError as error:
             verdict = watch.missed(error, time.time())
-            if verdict is None:
-                self.log.warning("%s", error)
-        if verdict is None:
-            self.log.info("%s: %s.", watch.describe(), getattr(watch, "news", ""))
+        if verdict is not None:
+            metrics.detected(watch, verdict, time.time())
+        elif watch.news != self._said:
+            self._said = watch.news
+            self.log.info("%s: %s.", watch.describe(), self._said)
         return verdict
 
     def _end(self, verdict: Verdict) -> Any:

@@ -29,6 +29,8 @@ class HpcJobSensor(HpcSensor):
     :param deferrable: wait in the triggerer, without holding a worker
     :param poke_interval: seconds between two looks; in the triggerer, at the most
     :param timeout: seconds after which the sensor gives up
+    :param gateway_patience: seconds for which a gateway that cannot be asked is waited for; in ``reschedule``
+        mode ``timeout`` alone is the bound
     :param hpc_conn_id: id of a connection of type ``firecrest``
     :param system: name of the system. Default: that of ``job`` if it is an output, else the connection's
     :return: the job's record: id, state, reason, exit code, signal, nodes, start and end, and of an array its

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
+import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from airflow_hpc_provider.client.calls import JSONObject
@@ -16,6 +19,8 @@ from .base import HpcTrigger
 
 if TYPE_CHECKING:
     from airflow_hpc_provider.client.session import AsyncClient
+    from airflow_hpc_provider.hub import Hub
+    from airflow_hpc_provider.logs import JobLogs
 
 __all__ = ["HpcJobTrigger"]
 
@@ -31,19 +36,32 @@ class HpcJobTrigger(HpcTrigger):
     :param deadline: epoch seconds at which to give up; then the job is cancelled too, if ``cancel_on_kill``
     :param poll_interval: seconds between two looks at the most
     :param cancel_on_kill: cancel the job when a user ends the deferred task
+    :param logs: how far the job's output is logged, as ``JobLogs.to_json`` tells; it comes back as ``logs``
+        of ``carry`` in the event. None logs nothing
     """
 
     watch_type = JobWatch
     watch: JobWatch
 
-    def __init__(self, *, cancel_on_kill: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, cancel_on_kill: bool = False, logs: JSONObject | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.cancel_on_kill = cancel_on_kill
+        self.logs = logs
+        self._logs: JobLogs | None = None
+        self._news = asyncio.Event()
 
     def serialize(self) -> tuple[str, JSONObject]:
         """Class path and plain JSON arguments."""
         path, arguments = super().serialize()
-        return path, arguments | {"cancel_on_kill": self.cancel_on_kill}
+        return path, arguments | {"cancel_on_kill": self.cancel_on_kill, "logs": self.logs}
+
+    def carried(self) -> JSONObject:
+        """What comes back in the event; with how far the output is logged."""
+        if self.logs is None:
+            return self.carry
+        return self.carry | {"logs": self._logs.to_json() if self._logs else self.logs}
 
     async def wait(self) -> Verdict:
         """Wait in the one poll loop for all jobs of this gateway identity and system on this event loop."""
@@ -52,12 +70,42 @@ class HpcJobTrigger(HpcTrigger):
         hook = HpcHook(self.hpc_conn_id)
         await hook.load()
         hub = hub_for(hook.settings.identity, self.watch.system, functools.partial(_open, self.hpc_conn_id))
-        verdict = await hub.wait(self.watch, after_look=self.tell)
+        async with self._logging(hub):
+            verdict = await hub.wait(self.watch, after_look=self.tell)
         # After a time-out nobody else cancels: Airflow calls no ``on_kill`` for it.
         if verdict.outcome is Outcome.TIMEOUT and self.cancel_on_kill:
             with contextlib.suppress(HpcError):  # the operator tries again
                 await self._cancel()
         return verdict
+
+    def tell(self) -> None:
+        super().tell()
+        if self._logs is not None:
+            self._logs.saw(self.watch, time.time())
+            self._news.set()
+
+    @contextlib.asynccontextmanager
+    async def _logging(self, hub: Hub) -> AsyncIterator[None]:
+        """Log the job's output meanwhile, in the context of this trigger: it belongs into its task's log."""
+        if self.logs is None:
+            yield
+            return
+        from airflow_hpc_provider.logs import JobLogs, follow_logs
+
+        self._logs = JobLogs.from_json(self.logs)
+        reading = asyncio.create_task(
+            follow_logs(self._logs, hub.send, self._say, self._news), name=f"hpc-logs-{self.watch.job_id}"
+        )
+        try:
+            yield
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
+            if not reading.cancelled() and (error := reading.exception()):
+                self.log.warning("The job's output was not read to its end.", exc_info=error)
+
+    def _say(self, line: str) -> None:
+        self.log.info("%s", line)
 
     async def on_kill(self) -> None:
         """Cancel the job if a user ended the task; leave it if the trigger is only moved elsewhere."""

@@ -16,7 +16,6 @@ The jobs run for real, and start at once. All traffic stays on loopback.
 """
 
 import argparse
-import inspect
 import json
 import sys
 import tempfile
@@ -95,11 +94,12 @@ def script(seconds: float, name: str = "") -> str:
 
 def options(seconds: float, interval: float) -> dict[str, Any]:
     """Arguments of an operator that deferrably runs a job of so many seconds, with logs off."""
-    from airflow_hpc_provider.operators.jobs import HpcSubmitJobOperator
-
-    known = inspect.signature(HpcSubmitJobOperator.__init__).parameters
-    logs_off: dict[str, Any] = {"log_interval": None} if "log_interval" in known else {"log_lines": 0}
-    return {"script": script(seconds), "deferrable": True, "poll_interval": interval, **logs_off}
+    return {
+        "script": script(seconds),
+        "deferrable": True,
+        "poll_interval": interval,
+        "log_interval": None,
+    }
 
 
 def requests_of(gateway: Gateway) -> Counter[str]:

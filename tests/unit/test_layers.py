@@ -139,7 +139,10 @@ def test_imports_go_one_way():
 
 
 def test_pure_modules_know_nothing_of_airflow():
-    assert importers("airflow", among=modules("settings", "watch", "submission", "known", "provider_info")) == set()
+    assert (
+        importers("airflow", among=modules("settings", "watch", "submission", "known", "provider_info"))
+        == set()
+    )
 
 
 def test_the_provider_info_imports_nothing():

@@ -657,5 +657,5 @@ def test_a_look_that_is_refused_for_good_leaves_the_job_to_a_retry(task, gateway
 
 def test_a_job_whose_answer_came_is_not_lost_because_nobody_can_look_for_another(task, gateway):
     gateway.faults.cut(on="submit")  # before anything was done
-    gateway.faults.respond(403, {"message": "no"}, on="jobs", skip=6, times=None)
+    gateway.faults.respond(403, {"message": "no"}, on="jobs", skip=7, times=None)
     assert task.submit().job_id in task.active()

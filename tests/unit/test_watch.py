@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -172,9 +173,28 @@ def test_a_job_found_by_its_name_is_watched_on():
 def test_a_job_id_that_was_given_anew_is_not_ours(stranger):
     watch = job_watch(name="train-0123456789")
     assert watch.saw(job("COMPLETED", **stranger), NOW + 130) is None
+    assert watch.saw(None, NOW + 150) is None
     verdict = watch.saw(job("COMPLETED", **stranger), NOW + 170)
     assert verdict.outcome is Outcome.LOST
     assert "its id now belongs to" in verdict.message
+    assert "its name" not in verdict.message
+    by_name = watch.saw(None, NOW + 171)
+    assert by_name.outcome is Outcome.LOST
+    assert re.search(r"its id now belongs to .*, and no job has its name either\.", by_name.message)
+
+
+@pytest.mark.parametrize("name", ["train-0123456789", "allocation", None])
+def test_a_job_id_under_which_another_users_job_is_seen_is_not_ours_any_more(name):
+    watch = job_watch(name="train-0123456789")
+    assert watch.saw(job(name="train-0123456789", user="alice"), NOW + 130) is None
+    assert watch.saw(job("COMPLETED", name=name, user="bob"), NOW + 140) is None
+    assert watch.saw(job("COMPLETED", name=name, user="bob"), NOW + 170).outcome is Outcome.LOST
+
+
+def test_a_record_that_tells_no_user_is_ours_all_the_same():
+    watch = job_watch(name="train-0123456789")
+    assert watch.saw(job(name="train-0123456789", user="alice"), NOW + 130) is None
+    assert watch.saw(job("COMPLETED", name="allocation", user=""), NOW + 140).outcome is Outcome.DONE
 
 
 @pytest.mark.parametrize("name", ["train-0123456789", "allocation", None])
@@ -275,6 +295,65 @@ def test_a_refusal_ends_the_wait_at_once(make, error):
     verdict = make().missed(error, NOW)
     assert (verdict.outcome, verdict.transient) == (Outcome.FAILED, False)
     assert str(error) in verdict.message
+
+
+def quiet_sight(watch):
+    """A look that saw nothing new, for any watch."""
+    return {"job": job(), "file": {}, "system": (system(ssh=False),)}[watch.kind]
+
+
+@every_watch
+def test_an_outage_is_told_in_the_words_of_its_first_error_until_it_is_over(make):
+    watch = make(patience=900)
+    watch.saw(quiet_sight(watch), NOW)
+    before = watch.news
+    gate = api(UnavailableError, 503, "The scheduler service for the requested system (daint) is unhealthy.")
+    watch.missed(gate, NOW + 10)
+    told = watch.news
+    assert "cannot be asked" in told
+    assert "patience of 900 s" in told
+    assert told.endswith(f" s. {gate}")
+    for later, error in enumerate([DOWN, NO_TOKEN, UNREACHABLE, api(RateLimitedError, 429)], 1):
+        watch.missed(error, NOW + 10 + later)
+        assert watch.news == told
+    watch.saw(quiet_sight(watch), NOW + 60)
+    assert watch.news == before
+    watch.missed(UNREACHABLE, NOW + 90)
+    assert str(UNREACHABLE).rstrip(".") in watch.news
+    assert str(gate) not in watch.news
+
+
+def test_what_is_not_there_is_told_as_such_and_is_no_outage():
+    for watch, answer in [(job_watch(), GONE), (file_watch(), NO_FILE)]:
+        before = watch.news
+        watch.missed(DOWN, NOW)
+        assert watch.news != before
+        watch.missed(answer, NOW + 1)
+        assert watch.news == before
+
+
+@every_watch
+@pytest.mark.parametrize("asked", [None, 70.0, 10**6], ids=["no pause", "a pause", "a very long pause"])
+def test_patience_with_an_outage_ends_on_time_whatever_pause_the_gateway_asks_for(make, asked):
+    watch = make(patience=100, poll_interval=80)
+    assert watch.gives_up_at == float("inf")
+    now, verdict = NOW + 1000, None
+    while verdict is None:
+        verdict = watch.missed(api(RateLimitedError, 429, retry_after=asked), now)
+        assert watch.gives_up_at == NOW + 1100
+        now += 0 if verdict else watch.delay(now)
+    assert now == pytest.approx(NOW + 1100)
+    assert verdict.outcome is Outcome.FAILED
+
+
+def test_a_wait_gives_up_at_the_earlier_of_its_ends_but_never_before_it_may_speak():
+    watch = job_watch(deadline=NOW + 60, patience=100)
+    assert watch.gives_up_at == NOW + 60
+    watch.missed(DOWN, NOW - 50)
+    assert watch.gives_up_at == NOW + 50
+    watch.saw(job(), NOW)
+    assert watch.gives_up_at == NOW + 60
+    assert job_watch(deadline=NOW + 60, not_before=NOW + 70).gives_up_at == NOW + 70
 
 
 def test_a_sight_makes_patience_begin_anew():
@@ -620,7 +699,7 @@ def test_a_watch_survives_its_way_through_json(watch):
 
 def test_a_watch_of_nothing_is_none():
     watch = Watch(system="daint", since=NOW)
-    for ask in (watch.look, watch.describe, lambda: watch.decide(None, NOW)):
+    for ask in (watch.look, watch.describe, watch.last_sight, lambda: watch.decide(None, NOW)):
         with pytest.raises(NotImplementedError):
             ask()
     assert not watch.pending

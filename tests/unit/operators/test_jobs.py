@@ -4,7 +4,6 @@ import asyncio
 import copy
 import json
 import os
-import re
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -204,16 +203,51 @@ def test_an_array_gives_the_same_for_each_element(connected, deferrable):
         assert Path(element["stderr"]).read_text() == ""
 
 
-def test_the_end_of_the_output_goes_to_the_task_log(connected, capsys):
-    script = "#!/bin/bash\nfor i in $(seq 1 50); do echo line $i; done\n"
-    execute(submit(script, log_lines=3), context_of())
-    assert re.search(r"End of /\S+\.out:\nline 48\nline 49\nline 50\b", capsys.readouterr().out)
+@MODES
+def test_the_output_of_a_job_is_in_the_task_log_once_while_it_runs_and_after(connected, deferrable, capsys):
+    script = "#!/bin/bash\necho first\necho trouble >&2\nsleep 1\necho last\n"
+    said = []
+
+    def listen(line):
+        said.append((line, time.monotonic()))
+
+    operator = submit(script, deferrable=deferrable, log_interval=0.1)
+    operator.say = listen
+    result = execute(operator, context_of())
+    if deferrable:
+        told = capsys.readouterr().out
+        assert [told.count(line) + [each for each, _ in said].count(line) for line in ("first", "last")] == [
+            1,
+            1,
+        ]
+    else:
+        assert sorted(line for line, _ in said) == ["first", "last", "stderr: trouble"]
+        at = dict(said)
+        assert at["first"] < at["last"] - 0.3, "the first line came while the job ran"
+    assert result["state"] == "COMPLETED"
+
+
+def test_of_too_much_output_the_end_is_logged_and_the_cut_is_marked(connected):
+    said = []
+    operator = submit("#!/bin/bash\nseq 1 100000\n", log_limit=100_000)
+    operator.say = said.append
+    execute(operator, context_of())
+    assert said[0] == "1"
+    assert said[-1] == "100000"
+    assert [line for line in said if "bytes of /" in line and "are left out here" in line]
+    assert sum(len(line) + 1 for line in said) < 102_000
 
 
 def test_no_output_is_read_if_none_is_wanted(connected):
     connected.requests.clear()
-    execute(submit(log_lines=0), context_of())
-    assert connected.requests.count("tail") == 0
+    execute(submit(log_interval=None), context_of())
+    assert connected.requests.count("tail") + connected.requests.count("view") == 0
+
+
+@pytest.mark.parametrize("options", [{"log_interval": 0}, {"log_limit": 0}])
+def test_logs_that_cannot_be_are_refused(options):
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
+        submit(**options)
 
 
 def test_without_wait_the_task_ends_with_a_pending_job(connected):
@@ -397,7 +431,7 @@ AWKWARD = {
 
 def test_variables_arrive_as_they_were_given(connected):
     script = "#!/bin/bash\n" + "".join(f'printf "%s\\0" "${{{name}-unset}}"\n' for name in AWKWARD)
-    result = execute(submit(script, env=AWKWARD, log_lines=0), context_of())
+    result = execute(submit(script, env=AWKWARD, log_interval=None), context_of())
     assert Path(result["stdout"]).read_text().split("\0")[:-1] == list(AWKWARD.values())
 
 

@@ -1,5 +1,6 @@
 """The sensor that waits for a healthy system."""
 
+import functools
 import threading
 import time
 from typing import Any
@@ -9,6 +10,7 @@ from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
 from airflow_home import wait_with
 
 from airflow_hpc_provider.client.errors import InvalidInputError, WatchError
+from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.sensors.systems import HpcSystemSensor
 
 MODES = pytest.mark.parametrize(
@@ -90,3 +92,54 @@ def test_a_service_that_nobody_knows_is_refused_unsent(connected):
     with pytest.raises(InvalidInputError, match=r"^services: 'gpu' is not one of scheduler"):
         wait_with(sensor(services=["gpu"]))
     assert len(connected.requests) == before
+
+
+# --- a gateway that cannot be asked ---
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """Between the tries of one look a client waits as if time passed fast."""
+    for module in ("client.session", "triggers.base"):
+        monkeypatch.setattr(
+            f"airflow_hpc_provider.{module}.RetryPolicy", functools.partial(RetryPolicy, base=0.001)
+        )
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("mode", [{"mode": "poke"}, {"deferrable": True}], ids=["poke", "deferred"])
+def test_an_outage_is_logged_once_in_the_gateways_first_words(connected, capsys, mode):
+    connected.set_health("scheduler", healthy=False, message="slurmctld is away")
+    connected.faults.unhealthy("embedded", on="systems", skip=1, times=6)
+    outage = connected.faults.bad_gateway(on="systems", skip=1, times=12)
+
+    def heal() -> None:
+        while not outage.spent:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        connected.set_health("scheduler", healthy=True)
+
+    healing = threading.Thread(target=heal)
+    healing.start()
+    assert wait_with(sensor(**mode)) == "embedded"
+    healing.join()
+    shown = capsys.readouterr().out
+    assert shown.count("cannot be asked and is waited for with a patience of 1800 s") == 1
+    assert shown.count("the requested system (embedded) is unhealthy. (HTTP 503") == 1
+    assert shown.count("slurmctld is away") == 2, "before the outage and after it"
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("mode", [{"mode": "poke"}, {"deferrable": True}], ids=["poke", "deferred"])
+def test_patience_with_a_gateway_that_cannot_be_asked_has_an_end(connected, mode):
+    connected.faults.cut(on="systems", times=None)
+    with pytest.raises(WatchError, match="could not be asked for") as failure:
+        wait_with(sensor(gateway_patience=0.5, **mode))
+    assert failure.value.transient
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_rescheduled_sensor_knows_no_patience_but_its_timeout(connected):
+    connected.faults.cut(on="systems", times=None)
+    with pytest.raises(AirflowSensorTimeout):
+        wait_with(sensor(mode="reschedule", gateway_patience=0.2, timeout=0.8))
