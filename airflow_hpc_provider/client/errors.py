@@ -267,6 +267,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
     401: UnauthorizedError,
     403: AccessDeniedError,
     404: NotFoundError,
+    405: UnsupportedError,
     413: TooLargeError,
     422: BadRequestError,
     429: RateLimitedError,

@@ -136,6 +136,12 @@ def test_view_reads_from_an_offset(api, place):
     assert [view(offset=-1), view(size=0), view(size=6 * 2**20)] == [400, 400, 400]
 
 
+def test_view_counts_characters_of_what_it_has_decoded(api, place):
+    (place / "log").write_text("éèàüö")
+    answer = api.get("filesystem/ops/view", path=str(place / "log"), offset=5, size=4)
+    assert answer.json()["output"] == "üö", "the byte at 5 is in the middle of à"
+
+
 @pytest.mark.parametrize(("size", "status"), [(3_932_157, 200), (3_932_158, 413), (0, 200)])
 def test_the_odd_limit_of_downloads(api, place, size, status):
     (place / "file").write_bytes(b"x" * size)
