@@ -245,8 +245,14 @@ def submit_once(
     intent = replace(intent, at=clock())
     store.save(intent)
     job_id = _send(client, system, spec, sleep=sleep, clock=clock)
-    store.save(replace(intent, phase="submitted", job_id=job_id))
-    return Submission(job_id=job_id, name=name, since=intent.at, variation=variation)
+    submission = Submission(job_id=job_id, name=name, since=intent.at, variation=variation)
+    try:
+        store.save(replace(intent, phase="submitted", job_id=job_id))
+    except Exception:
+        # A process that Airflow has given up can write nothing any more, and another try may run beside it.
+        settle(client, system, submission, Store(None))
+        raise
+    return submission
 
 
 def _starts_anew(record: Record, digest: str, system: str, max_tries: int) -> str | None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["HpcJobTrigger"]
 
 
+# Kills under way: an event loop itself holds on to no task.
+_kills: set[asyncio.Task[None]] = set()
+
+
 class HpcJobTrigger(HpcTrigger):
     """Waits for a job, or for every element of an array.
 
@@ -109,8 +113,23 @@ class HpcJobTrigger(HpcTrigger):
 
     async def on_kill(self) -> None:
         """Cancel the job if a user ended the task; leave it if the trigger is only moved elsewhere."""
-        if self.cancel_on_kill and not await self._still_deferred():
-            await self._cancel()
+        if not self.cancel_on_kill:
+            return
+        # The first question of a triggerer to its API may take half a minute, and Airflow gives up on this
+        # method meanwhile, or cancels it: the job shall end all the same.
+        kill = asyncio.create_task(self._kill(), name=f"hpc-kill-{self.watch.job_id}")
+        _kills.add(kill)
+        kill.add_done_callback(_kills.discard)
+        await asyncio.shield(kill)
+
+    async def _kill(self) -> None:
+        try:
+            if not await self._still_deferred():
+                await self._cancel()
+        except Exception:
+            # Nobody may be waiting for it any more.
+            self.log.exception("%s could not be cancelled.", self.watch.describe())
+            raise
 
     async def _cancel(self) -> None:
         from airflow_hpc_provider.client import jobs

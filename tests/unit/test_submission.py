@@ -659,3 +659,18 @@ def test_a_job_whose_answer_came_is_not_lost_because_nobody_can_look_for_another
     gateway.faults.cut(on="submit")  # before anything was done
     gateway.faults.respond(403, {"message": "no"}, on="jobs", skip=7, times=None)
     assert task.submit().job_id in task.active()
+
+
+def test_a_try_that_airflow_has_given_up_cancels_its_job_beside_that_of_the_next_one(task):
+    ours = []
+
+    def gone(key, value):
+        if value["phase"] == "submitted" and value["job_id"]:
+            raise OSError("the supervisor is gone")
+        # While this try was at it, the next one has sent its job.
+        ours.append(task.by_hand())
+
+    task.memory.set = gone
+    with pytest.raises(OSError, match="supervisor"):
+        task.submit()
+    assert task.active() == ours

@@ -114,6 +114,24 @@ def test_a_user_who_ends_the_task_ends_the_job(connected, submitted, airflow_say
     assert state_of(connected, job_id).startswith("CANCELLED")
 
 
+def test_a_kill_that_takes_airflow_too_long_ends_the_job_all_the_same(connected, submitted, airflow_says):
+    job_id = submitted("#!/bin/bash\nsleep 30\n")
+    trigger = trigger_for(job_id, cancel_on_kill=True)
+    trigger._task_instance = airflow_says("failed")
+
+    async def given_up() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await trigger.on_kill()
+        for _ in range(500):
+            if state_of(connected, job_id).startswith("CANCELLED"):
+                return
+            await asyncio.sleep(0.01)
+
+    asyncio.run(given_up())
+    assert state_of(connected, job_id).startswith("CANCELLED")
+
+
 @pytest.mark.parametrize("map_index", [-1, 7])
 def test_a_trigger_that_is_only_moved_leaves_the_job_alone(connected, submitted, airflow_says, map_index):
     job_id = submitted("#!/bin/bash\nsleep 30\n")
