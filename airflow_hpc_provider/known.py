@@ -1,4 +1,4 @@
-"""What a gateway has told of its systems, kept on this machine for some minutes: each task would ask anew."""
+"""What a gateway has told of its systems, kept in Airflow's home for minutes: each task would ask anew."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load(settings: Settings) -> tuple[System, ...]:
     """
     file = _file(settings)
     try:
-        # The directory for temporary files is everybody's: what somebody else has put there is not read.
+        # What somebody else has put there is not read.
         owned = file.lstat()
         if not stat.S_ISREG(owned.st_mode) or owned.st_uid != os.geteuid():
             return ()
@@ -48,7 +48,7 @@ def save(settings: Settings, systems: tuple[System, ...]) -> None:
     file = _file(settings)
     told = {"at": time.time(), "systems": [asdict(system) | {"health": ()} for system in systems]}
     with contextlib.suppress(OSError):
-        descriptor, name = tempfile.mkstemp(prefix=f"{file.name}.")
+        descriptor, name = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)
         try:
             with os.fdopen(descriptor, "w") as stream:
                 json.dump(told, stream)
@@ -61,7 +61,8 @@ def _file(settings: Settings) -> Path:
     secret = settings.access_token or settings.client_secret
     told = json.dumps([os.geteuid(), *settings.identity, secret])
     digest = hashlib.sha256(told.encode()).hexdigest()[:32]
-    return Path(tempfile.gettempdir()) / f"airflow-hpc-{digest}.json"
+    home = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
+    return home / f".hpc-systems-{digest}.json"
 
 
 def _system(plain: dict[str, Any]) -> System:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .client.jobs import Job
     from .client.session import Sent
 
-__all__ = ["detected", "job_ended", "jobs_watched", "polled", "requested"]
+__all__ = ["detected", "job_ended", "jobs_watched", "polled", "requested", "transferred"]
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,19 @@ def job_ended(job: Job, system: str, since: datetime) -> None:
     tags = {"system": system, "state": job.state.value}
     _emit("timing", "queue_time", _span((job.start - since).total_seconds()), tags=tags)
     _emit("timing", "run_time", _span((job.end - job.start).total_seconds()), tags=tags)
+
+
+def transferred(system: str, direction: str, size: int, seconds: float) -> None:
+    """Time how long the bytes of a staged transfer moved, and how fast.
+
+    :param system: name of the system
+    :param direction: ``up`` or ``down``
+    :param size: bytes that moved
+    :param seconds: how long that took
+    """
+    tags: dict[str, str | None] = {"system": system, "direction": direction}
+    _emit("timing", "transfer_time", _span(seconds), tags=tags)
+    _emit("gauge", "transfer_rate", size / max(seconds, 1e-3), tags=tags)
 
 
 def _span(seconds: float) -> timedelta:

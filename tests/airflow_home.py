@@ -81,6 +81,9 @@ class StateStore(dict[str, Any]):
     def set(self, key: str, value: Any, **_: Any) -> None:
         self[key] = json.loads(json.dumps(value))
 
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
+
 
 @dataclass
 class TaskInstance:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from . import jobs
 from .calls import Call, JSONObject, path, reading
-from .errors import BadAnswerError, InvalidInputError
+from .errors import BadAnswerError, HpcError, InvalidInputError
 from .files import check_pattern
 from .paths import remote_path
+from .retry import RetryPolicy
+from .session import Client
 
 __all__ = [
     "Compression",
@@ -23,10 +29,21 @@ __all__ = [
     "parts",
     "remove",
     "start_download",
+    "start_once",
     "start_upload",
 ]
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
 Compression = Literal["none", "bzip2", "gzip", "xz"]
+
+# Names that the gateway gives to the jobs of staged uploads.
+_UPLOADS = "IngressFileTransfer"
+# A transfer job may show up in the list a moment after its submission was answered with an error.
+_LOOK_AGAIN = 2.0
+# This machine's clock and the cluster's may differ by so many seconds.
+_CLOCKS_DIFFER = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +218,74 @@ def remove(system: str, target: str, *, account: str | None = None) -> Call[Tran
         read=reading(doing, _job),
         replayable=False,
     )
+
+
+def start_once(
+    client: Client,
+    call: Call[T],
+    *,
+    policy: RetryPolicy | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.time,
+) -> T:
+    """Start a transfer; one whose answer was lost leaves no job behind that waits for data.
+
+    The job of an upload would hold its allocation until its time limit. It is found by the path in its
+    script, and cancelled only if there is just one that it can be: job records do not tell who started them.
+    The job of a download ends by itself and is left alone.
+
+    :param client: an open client
+    :param call: one of ``start_upload`` and ``start_download``
+    :param policy: when to try again
+    :param sleep: waits between two tries
+    :param clock: epoch seconds
+    :raises HpcError: no try was answered well
+    """
+    policy = policy or RetryPolicy(attempts=3, base=1.0)
+    attempt = 0
+    while True:
+        attempt, began = attempt + 1, clock()
+        try:
+            return client.send(call)
+        except HpcError as error:
+            if not error.ambiguous:
+                raise
+            log.warning("%s Its job may have been submitted all the same.", error)
+            if call.path.endswith("/upload"):
+                _cancel_orphan(client, call, began, sleep)
+            delay = policy.delay(attempt, error, replayable=True)
+            if delay is None:
+                raise
+            sleep(delay)
+
+
+def _cancel_orphan(client: Client, call: Call[Any], began: float, sleep: Callable[[float], None]) -> None:
+    """Cancel the upload job that a lost answer told of."""
+    system, target = call.system or "", str((call.json or {})["path"])
+    try:
+        found = _uploads_to(client, system, target, began)
+        if not found:
+            sleep(_LOOK_AGAIN)
+            found = _uploads_to(client, system, target, began)
+        if len(found) == 1 and client.send(jobs.cancel(system, found[0])):
+            log.info("Transfer job %s, which waited for the same file, cancelled.", found[0])
+        elif found:
+            log.warning("Jobs %s wait for %s; whose they are nobody can tell.", ", ".join(found), target)
+    except HpcError as error:
+        log.warning("Whether a job waits for %s cannot be learned: %s", target, error)
+
+
+def _uploads_to(client: Client, system: str, target: str, since: float) -> list[str]:
+    """Ids of the jobs that wait for data to write to a path, and began not long before a moment."""
+    word = re.compile(rf"(?<![^\s\"'=]){re.escape(target)}(?![^\s\"'])")
+    found = []
+    for job in client.send(jobs.listing(system, name=_UPLOADS, window="1h")):
+        fresh = job.start is None or job.start.timestamp() > since - _CLOCKS_DIFFER
+        if fresh and not job.state.final:
+            script = client.send(jobs.metadata(system, job.job_id)).script or ""
+            if word.search(script):
+                found.append(job.job_id)
+    return found
 
 
 def _path(value: str) -> str:

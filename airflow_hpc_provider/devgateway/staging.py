@@ -3,9 +3,11 @@
 The job script calls this file with Python's standard library alone.
 """
 
+import contextlib
 import http.client
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -25,37 +27,57 @@ def log(text: str) -> None:
 
 
 def request(
-    method: str, url: str, body: bytes | Iterable[bytes] | None = None, length: int = 0
+    method: str,
+    url: str,
+    body: bytes | Iterable[bytes] | None = None,
+    length: int = 0,
+    span: str | None = None,
 ) -> http.client.HTTPResponse:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=600)
     headers = {"Content-Length": str(length)} if body is not None else {}
+    headers |= {"Range": f"bytes={span}"} if span else {}
     connection.request(method, f"{parts.path}?{parts.query}", body=body, headers=headers)
     return connection.getresponse()
 
 
-def ingress(target: str, head_url: str, url: str) -> int:
-    """Write the object to its target, once it is complete."""
+def ingress(target: str, part_size: str, head_url: str, url: str) -> int:
+    """Write the object to its target, once it is complete: the old file goes first, then piece by piece."""
     if Path(target).is_dir():
         sys.stderr.write(f"targetPath must point to a file path: {target} is a directory.\n")
         return DIRECTORY
-    if request("HEAD", head_url).status != 200:
+    head = request("HEAD", head_url)
+    if head.status != 200:
         return NOT_YET
     log("File to transfer found in S3 bucket")
     log(f"Downloading file to: {target} ...")
-    received = 0
-    answer = request("GET", url)
-    if answer.status != 200:
-        log("Download failed: part 1")
-        return 1
-    part = Path(f"{target}.1")
-    with part.open("wb") as file:
-        while block := answer.read(_BLOCK):
-            file.write(block)
-            received += len(block)
-    part.replace(target)
+    size, step, received = int(head.headers["Content-Length"]), int(part_size), 0
+    with contextlib.suppress(OSError):
+        Path(target).unlink()
+    for number, start in enumerate(range(0, size, step), start=1):
+        answer = request("GET", url, span=f"{start}-{start + step - 1}")
+        if answer.status not in (200, 206):
+            log(f"Download failed: part {number}")
+            return 1
+        received += append(answer, Path(f"{target}.{number}"), Path(target))
     log(f"Received {received} bytes")
     log(f"File was successfully downloaded (size: {received / 2**20:.3f}MB)")
+    return 0
+
+
+def append(answer: http.client.HTTPResponse, piece: Path, target: Path) -> int:
+    """As curl and cat do it: what goes wrong with the disk stops nothing."""
+    with contextlib.suppress(OSError):
+        with piece.open("wb") as file:
+            while block := answer.read(_BLOCK):
+                file.write(block)
+        if not target.exists():
+            return piece.rename(target).stat().st_size
+        with piece.open("rb") as file, target.open("ab") as whole:
+            shutil.copyfileobj(file, whole, _BLOCK)
+        size = piece.stat().st_size
+        piece.unlink()
+        return size
     return 0
 
 

@@ -35,7 +35,7 @@ def upload(call: Call) -> Response:
     upload_id = storage.create_upload(bucket, key)
     head = storage.object_url(bucket, key, method="HEAD", private=True)
     get = storage.object_url(bucket, key, private=True)
-    step = _python("ingress", str(call.system.files.locate(path)), head, get)
+    step = _python("ingress", str(call.system.files.locate(path)), str(limit), head, get)
     job = _submit(call, "IngressFileTransfer", _ingress_script(step, call.world.ingress_poll), body)
     directives = {
         "transferMethod": "s3",

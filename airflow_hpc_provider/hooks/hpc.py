@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow.sdk import BaseHook
 
+from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import (
     AccessDeniedError,
     HpcError,
@@ -20,11 +23,18 @@ from airflow_hpc_provider.client.retry import RateBudget, RetryPolicy
 if TYPE_CHECKING:
     import httpx
 
+    from airflow_hpc_provider.client.copying import Copied
+    from airflow_hpc_provider.client.removal import Guard
     from airflow_hpc_provider.client.session import AsyncClient, Client
     from airflow_hpc_provider.client.systems import System
+    from airflow_hpc_provider.client.terms import Terms, Wait
     from airflow_hpc_provider.settings import Settings
 
 __all__ = ["HpcHook"]
+
+# ``list`` is a method here.
+Entries: TypeAlias = list[JSONObject]
+Paths: TypeAlias = list[str]
 
 _WORKING_DIR = "{working_dir}"
 _TEST_SECONDS = 12.0
@@ -155,6 +165,201 @@ class HpcHook(BaseHook):
         if isinstance(path, str) and _WORKING_DIR in path:
             return path.replace(_WORKING_DIR, self.working_dir(client, system))
         return path
+
+    def waiting(self, client: Client, system: System, *, poll_interval: float = 10.0) -> Wait:
+        """How the client's functions wait for a job on a system.
+
+        :param client: an open client
+        :param system: the system
+        :param poll_interval: seconds between two looks at the most
+        """
+        from airflow_hpc_provider.client.errors import WatchError
+        from airflow_hpc_provider.client.jobs import Job
+        from airflow_hpc_provider.watch import JobWatch, Outcome, follow
+
+        def wait(job_id: str) -> Job:
+            watch = JobWatch(
+                system=system.name, job_id=job_id, since=time.time(), poll_interval=poll_interval
+            )
+            verdict = follow(client, watch)
+            if verdict.outcome is not Outcome.DONE:
+                raise WatchError(verdict.message, transient=verdict.transient)
+            return Job.from_json(verdict.data)
+
+        return wait
+
+    def guard(self, client: Client, system: System) -> Guard:
+        """What is never removed or moved away: root, mount points, the user's directories, ``working_dir``.
+
+        :param client: an open client
+        :param system: the system
+        """
+        from airflow_hpc_provider.client.removal import Guard
+        from airflow_hpc_provider.client.systems import user_info
+
+        return Guard.of(system, client.send(user_info(system.name)).name, self.settings.working_dir)
+
+    def make_directory(
+        self, path: str, *, system: str | None = None, parents: bool = True, mode: int | str | None = None
+    ) -> str:
+        """Make a directory on a system.
+
+        :param path: absolute path; ``{working_dir}`` in it stands for the connection's working directory
+        :param system: name of the system. Default: the connection's
+        :param parents: also make those above, and let an existing one be
+        :param mode: permission bits (``0o750``) or their octal digits (``"750"``)
+        :return: its path
+        """
+        from airflow_hpc_provider.client import remote
+
+        with self.client() as client:
+            on = self.system(client, system)
+            return remote.make_directory(
+                client, on, self.resolve_path(client, on, path), parents=parents, mode=mode
+            )
+
+    def list(
+        self,
+        path: str,
+        *,
+        system: str | None = None,
+        glob: str | Iterable[str] = (),
+        recursive: bool = False,
+        hidden: bool = False,
+        kind: str | None = None,
+        limit: int | None = None,
+    ) -> Entries:
+        """List a directory on a system, or one file.
+
+        Parameters and result are those of :func:`airflow_hpc_provider.client.remote.listing`.
+        """
+        from airflow_hpc_provider.client import remote
+
+        with self.client() as client:
+            on = self.system(client, system)
+            return remote.listing(
+                client,
+                on,
+                self.resolve_path(client, on, path),
+                glob=glob,
+                recursive=recursive,
+                hidden=hidden,
+                kind=kind,
+                limit=limit,
+            )
+
+    def delete(
+        self,
+        path: str | Sequence[str],
+        *,
+        system: str | None = None,
+        allow_glob: bool = False,
+        missing_ok: bool = False,
+        account: str | None = None,
+        poll_interval: float = 10.0,
+    ) -> Paths:
+        """Remove files, or directories with all that is in them; what :meth:`guard` tells of stays.
+
+        :param path: absolute path, or several; with ``allow_glob`` the last name may hold wildcards
+        :param system: name of the system. Default: the connection's
+        :param allow_glob: ``*``, ``?`` and ``[`` are wildcards; else they are refused
+        :param missing_ok: it is no error if there is nothing
+        :param account: account for the job that removes what takes long. Default: the connection's
+        :param poll_interval: seconds between two looks at that job at the most
+        :return: the paths that were removed
+        """
+        from airflow_hpc_provider.client import remote
+        from airflow_hpc_provider.client.removal import split_removal
+
+        with self.client() as client:
+            on = self.system(client, system)
+            guard = self.guard(client, on)
+            wanted = [
+                self.resolve_path(client, on, one) for one in ([path] if isinstance(path, str) else path)
+            ]
+            for one in wanted:
+                place, pattern = split_removal(one, allow_glob=allow_glob)
+                if pattern is None:
+                    guard.check(place)
+            removed = []
+            for one in wanted:
+                removed += remote.delete(
+                    client,
+                    on,
+                    one,
+                    guard=guard,
+                    wait=self.waiting(client, on, poll_interval=poll_interval),
+                    account=account or self.settings.account,
+                    allow_glob=allow_glob,
+                    missing_ok=missing_ok,
+                )
+            return removed
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        system: str | None = None,
+        target_system: str | None = None,
+        target_conn_id: str | None = None,
+        move: bool = False,
+        account: str | None = None,
+        terms: Terms | None = None,
+        poll_interval: float = 10.0,
+        **kept: Any,
+    ) -> Copied:
+        """Copy or move within a system by a job, or a file from one system to another through this machine.
+
+        :param source: absolute path; ``{working_dir}`` in it stands for the working directory of its own
+            connection
+        :param target: absolute path of the copy, or of a directory to copy into
+        :param system: name of the source's system. Default: the connection's
+        :param target_system: name of the target's system. Default: the source's; with another connection,
+            that connection's
+        :param target_conn_id: id of the target's connection. Default: this hook's
+        :param move: remove the source
+        :param account: account for the jobs. Default: that of each connection
+        :param terms: what to do with what is there already; between systems also how to upload
+        :param poll_interval: seconds between two looks at a job at the most
+        :param kept: ``keeper`` and ``abandon`` of :func:`airflow_hpc_provider.client.copying.copy`
+        """
+        from airflow_hpc_provider.client import copying, relay
+        from airflow_hpc_provider.client.terms import Terms
+
+        elsewhere = HpcHook(target_conn_id) if target_conn_id not in (None, self.hpc_conn_id) else self
+        with self.client() as client, elsewhere.client() as other:
+            here = self.system(client, system)
+            there = elsewhere.system(other, target_system or (here.name if elsewhere is self else None))
+            source = self.resolve_path(client, here, source)
+            target = elsewhere.resolve_path(other, there, target)
+            origin = relay.End(
+                client=client,
+                system=here,
+                wait=self.waiting(client, here, poll_interval=poll_interval),
+                account=account or self.settings.account,
+            )
+            guard = self.guard(client, here) if move else None
+            if elsewhere is self and here.name == there.name:
+                return copying.copy(
+                    client,
+                    here,
+                    source,
+                    target,
+                    guard=guard,
+                    wait=origin.wait,
+                    account=origin.account,
+                    move=move,
+                    if_exists=(terms or Terms()).if_exists,
+                    **kept,
+                )
+            goal = relay.End(
+                client=other,
+                system=there,
+                wait=elsewhere.waiting(other, there, poll_interval=poll_interval),
+                account=account or elsewhere.settings.account,
+            )
+            return relay.relay(origin, source, goal, target, guard=guard, move=move, terms=terms, **kept)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask for a token and the systems; answers within 15 s, in one sentence.

@@ -58,6 +58,12 @@ def dag(connected, connect, tmp_path, monkeypatch):
             make_parents=True,
             **WHERE,
         )
+        HpcUploadOperator(
+            task_id="text",
+            content="{{ run_id }}",
+            remote_path="{{ params.remote }}/{{ run_id }}.txt",
+            **WHERE,
+        )
         there = HpcFileSensor(
             task_id="there",
             path="{{ params.remote }}/{{ run_id }}",
@@ -101,6 +107,7 @@ def dag(connected, connect, tmp_path, monkeypatch):
         last = HpcSubmitJobOperator(
             task_id="last",
             script="#!/bin/bash\n# {{ run_id }}\n",
+            array="0-{{ 0 }}",
             after_ok="{{ ti.xcom_pull(task_ids='run', key='job_id') }}",
             after_not_ok=["{{ ti.xcom_pull(task_ids='fails', key='job_id') }}"],
             after_any=["{{ ti.xcom_pull(task_ids='other', key='job_id') }}", run.output],

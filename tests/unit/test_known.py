@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import time
 from dataclasses import replace
 
@@ -25,7 +24,7 @@ SYSTEM = System(
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     monkeypatch.setattr(known, "KEEP_SECONDS", 600.0)
     return tmp_path
 
@@ -80,7 +79,7 @@ def test_what_another_user_has_put_there_is_not_read(place):
 
 
 def test_nothing_can_be_kept_where_nothing_can_be_written(monkeypatch, place):
-    monkeypatch.setattr(tempfile, "tempdir", str(place / "missing"))
+    monkeypatch.setenv("AIRFLOW_HOME", str(place / "missing"))
     known.save(SETTINGS, (SYSTEM,))
     assert known.load(SETTINGS) == ()
 

@@ -9,6 +9,12 @@ from airflow.sdk.definitions.retry_policy import RetryAction
 
 from airflow_hpc_provider.client import errors
 from airflow_hpc_provider.client.errors import HpcError
+from airflow_hpc_provider.operators.directories import (
+    HpcCopyOperator,
+    HpcDeleteOperator,
+    HpcListOperator,
+    HpcMakeDirectoryOperator,
+)
 from airflow_hpc_provider.operators.files import HpcDownloadOperator, HpcUploadOperator
 from airflow_hpc_provider.operators.jobs import HpcCancelJobOperator, HpcSubmitJobOperator
 from airflow_hpc_provider.retries import HpcRetryPolicy
@@ -21,6 +27,10 @@ TASKS = [
     (HpcCancelJobOperator, {"job": "1"}),
     (HpcUploadOperator, {"local_path": "/a", "remote_path": "/b"}),
     (HpcDownloadOperator, {"remote_path": "/b", "local_path": "/a"}),
+    (HpcMakeDirectoryOperator, {"path": "/a"}),
+    (HpcListOperator, {"path": "/a"}),
+    (HpcDeleteOperator, {"path": "/a"}),
+    (HpcCopyOperator, {"source_path": "/a", "target_path": "/b"}),
     (HpcJobSensor, {"job": "1"}),
     (HpcFileSensor, {"path": "/a"}),
     (HpcSystemSensor, {}),

@@ -75,7 +75,10 @@ TABLE = {
     ],
     TooLargeError: [(413, "Command output exceeded buffer limit.")],
     RateLimitedError: [(429, "Too many requests")],
-    UnsupportedError: [(405, "Method Not Allowed"), (501, "Scheduler can't handle this request when configured to use rest")],
+    UnsupportedError: [
+        (405, "Method Not Allowed"),
+        (501, "Scheduler can't handle this request when configured to use rest"),
+    ],
     # 500: the scheduler or the shell said no
     RejectedError: [
         (500, f"{FAILED}Invalid account or account/partition combination specified"),

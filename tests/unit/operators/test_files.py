@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow_home import context_of
+from airflow_home import StateStore, context_of
 
+from airflow_hpc_provider.client import staging
 from airflow_hpc_provider.client.errors import (
     AccessDeniedError,
     BadAnswerError,
@@ -20,7 +21,10 @@ from airflow_hpc_provider.client.errors import (
     InvalidInputError,
     NotFoundError,
     TransferError,
+    WatchError,
 )
+from airflow_hpc_provider.client.moving import Pace
+from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.operators.files import HpcDownloadOperator, HpcUploadOperator
 from airflow_hpc_provider.operators.jobs import HpcSubmitJobOperator
 
@@ -89,6 +93,7 @@ def test_a_small_file_goes_directly(connected, there, local):
         "sha256": sha256(local.read_bytes()),
         "staged": False,
         "verified": "size",
+        "skipped": False,
     }
     assert (there / "renamed.dat").read_bytes() == local.read_bytes()
     assert json.loads(json.dumps(result)) == result
@@ -222,7 +227,7 @@ def test_a_transfer_that_breaks_off_leaves_no_job_behind(small_limits, tmp_path)
     source = tmp_path / "large.bin"
     source.write_bytes(os.urandom(120_000))
     small_limits.faults.respond(403, "<Error><Code>AccessDenied</Code></Error>", on="put_part", times=None)
-    with pytest.raises(TransferError, match=r"upload part 1 of 3 of large\.bin.*HTTP 403: AccessDenied"):
+    with pytest.raises(TransferError, match=r"upload part \d of 3 of large\.bin.*HTTP 403: AccessDenied"):
         upload(source, "{working_dir}/large.bin").execute({})
     states = {record.state.split()[0] for record in small_limits.scheduler.records()}
     assert states == {"CANCELLED"}
@@ -503,3 +508,158 @@ def test_what_arrives_damaged_is_no_success(small_limits, tmp_path):
     with pytest.raises(TransferError, match="has sha256"):
         download("{working_dir}/large.bin", tmp_path / "x").execute({})
     assert not (tmp_path / "x").exists()
+
+
+# --- how, and again ---
+
+
+class Store(StateStore):
+    def delete(self, key):
+        self.pop(key, None)
+
+
+@pytest.fixture
+def fernet(monkeypatch):
+    """Airflow has a key to encrypt with."""
+    from airflow.sdk.crypto import get_fernet
+    from cryptography.fernet import Fernet
+
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
+    get_fernet.cache_clear()
+    yield
+    monkeypatch.undo()
+    get_fernet.cache_clear()
+
+
+def test_terms_reach_the_transfer(small_limits, tmp_path):
+    source = tmp_path / "large.bin"
+    source.write_bytes(os.urandom(120_000))
+    source.chmod(0o750)
+    sent = upload(
+        source, "{working_dir}/large.bin", verify="never", atomic=True, wake=False, preserve_mode=True
+    ).execute({})
+    assert sent["verified"] == "size"
+    assert small_limits.requests.count("transfer_mv") == 1
+    assert small_limits.requests.count("attach") == 0
+    there = small_limits.home / "large.bin"
+    assert there.stat().st_mode & 0o777 == 0o750
+    os.utime(there, (1_000_000_000, 1_000_000_000))
+    back = tmp_path / "back.bin"
+    download("{working_dir}/large.bin", back, preserve_mode=True, preserve_mtime=True).execute({})
+    assert (back.stat().st_mode & 0o777, back.stat().st_mtime) == (0o750, 1_000_000_000)
+    again = download("{working_dir}/large.bin", back, if_exists="verify").execute({})
+    assert (again["skipped"], again["sha256"]) == (True, sha256(source.read_bytes()))
+
+
+@pytest.mark.parametrize("bad", [{"verify": "x"}, {"if_exists": "x"}, {"connections": 0}])
+def test_a_bad_term_is_refused_unsent(connected, local, tmp_path, bad):
+    before = len(connected.requests)
+    for operator in (upload(local, "/x", **bad), download("/x", tmp_path / "x", **bad)):
+        with pytest.raises(InvalidInputError, match=f"^{next(iter(bad))}"):
+            operator.execute({})
+    assert len(connected.requests) == before
+
+
+@pytest.mark.parametrize(
+    ("state", "ended"), [("running", "a retry goes on with it"), ("failed", "was told to end")]
+)
+def test_a_redeploy_leaves_an_upload_to_the_retry_and_a_users_kill_ends_it(  # noqa: PLR0917 - fixtures
+    small_limits, tmp_path, kill_soon, fernet, state, ended
+):
+    source = tmp_path / "large.bin"
+    source.write_bytes(os.urandom(500_000))
+    context = context_of("upload", store=Store(), state=state)
+    small_limits.faults.delay(30.0, on="put_part", skip=6, times=None)
+    operator = upload(source, "{working_dir}/large.bin")
+    kill_soon(operator, lambda: small_limits.requests.count("put_part") >= 8)
+    begun = time.monotonic()
+    with pytest.raises((TransferError, WatchError), match=ended):
+        operator.execute(context)
+    assert time.monotonic() - begun < 12
+    small_limits.faults.clear()
+    small_limits.requests.clear()
+    states = [record.state.split()[0] for record in small_limits.scheduler.records()]
+    assert "X-Amz" not in str(context["task_state_store"])
+    if state == "failed":
+        assert states == ["CANCELLED"]
+        assert context["task_state_store"] == {}
+        return
+    assert states == ["RUNNING"]
+    context["ti"].try_number = 2
+    result = upload(source, "{working_dir}/large.bin").execute(context)
+    assert result["sha256"] == sha256((small_limits.home / "large.bin").read_bytes())
+    assert small_limits.requests.count("transfer_upload") == 0
+    assert small_limits.requests.count("put_part") == 10 - 6
+
+
+def test_a_kill_waits_for_the_end_of_a_talk_with_the_supervisor(small_limits, tmp_path, fernet):
+    """A signal amid a request to the supervisor would leave its answer for the next request."""
+    source = tmp_path / "large.bin"
+    source.write_bytes(os.urandom(200_000))
+    operator = upload(source, "{working_dir}/large.bin")
+    whole = []
+
+    class Killing(Store):
+        def set(self, key, value, **_):
+            operator.on_kill()
+            super().set(key, value)
+            whole.append(key)
+
+    with pytest.raises(TransferError, match="was told to end"):
+        operator.execute(context_of("upload", store=Killing(), state="failed"))
+    assert len(whole) == 1
+    assert [record.state.split()[0] for record in small_limits.scheduler.records()] == ["CANCELLED"]
+
+
+def test_a_download_that_fails_for_now_is_gone_on_with_by_the_retry(
+    small_limits, tmp_path, fernet, monkeypatch
+):
+    pace = Pace(policy=RetryPolicy(attempts=3, base=0.01))
+    monkeypatch.setattr(staging, "Pace", lambda **_: pace)
+    content = os.urandom(300_000)
+    (small_limits.home / "large.bin").write_bytes(content)
+    context = context_of("download", store=Store(), max_tries=1)
+    small_limits.faults.truncate(on="get_object", keep=0.4)
+    small_limits.faults.respond(500, "", on="get_object", times=6)
+    back = tmp_path / "into" / "back.bin"
+    with pytest.raises(TransferError):
+        download("{working_dir}/large.bin", back).execute(context)
+    assert [path.suffix for path in back.parent.iterdir()] == [".part"]
+    small_limits.faults.clear()
+    small_limits.requests.clear()
+    context["ti"].try_number = 2
+    download("{working_dir}/large.bin", back).execute(context)
+    (asked,) = [entry.headers["range"] for entry in small_limits.requests.of("get_object")]
+    assert asked == "bytes=120000-299999"
+    assert back.read_bytes() == content
+    assert [path.name for path in back.parent.iterdir()] == ["back.bin"]
+
+
+def test_the_last_try_of_a_download_leaves_nothing(small_limits, tmp_path, fernet):
+    (small_limits.home / "large.bin").write_bytes(os.urandom(300_000))
+    context = context_of("download", store=Store(), max_tries=0)
+    small_limits.faults.truncate(on="get_object", keep=0.4)
+    small_limits.faults.respond(403, "", on="get_object", times=None)
+    with pytest.raises(TransferError):
+        download("{working_dir}/large.bin", tmp_path / "into" / "x").execute(context)
+    assert list((tmp_path / "into").iterdir()) == []
+    assert context["task_state_store"] == {}
+
+
+def test_a_retry_of_a_list_moves_what_is_missing_alone(small_limits, tmp_path, fernet):
+    sources = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for source in sources:
+        source.write_bytes(os.urandom(100_000))
+    context = context_of("upload", store=Store())
+    small_limits.faults.respond(403, "", on="put_part", skip=2, times=None)
+    with pytest.raises(TransferError):
+        upload(sources, "{working_dir}").execute(context)
+    small_limits.faults.clear()
+    small_limits.requests.clear()
+    context["ti"].try_number = 2
+    results = upload(sources, "{working_dir}").execute(context)
+    assert [(small_limits.home / source.name).read_bytes() for source in sources] == [
+        source.read_bytes() for source in sources
+    ]
+    assert small_limits.requests.count("transfer_upload") == 1
+    assert [result["verified"] for result in results] == ["sha256", "sha256"]

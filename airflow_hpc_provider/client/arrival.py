@@ -1,0 +1,284 @@
+"""Whether a file arrived: the job's end, the size, the sha256; and what becomes of a bad copy."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from . import files, jobs, transfers
+from .checkpoint import Keeper
+from .errors import (
+    ApiError,
+    HpcError,
+    InvalidInputError,
+    NotFoundError,
+    RejectedError,
+    TransferError,
+    UnavailableError,
+)
+from .files import Stat
+from .jobs import Job, JobSpec
+from .moving import Pace
+from .session import Client
+from .systems import System, user_info
+from .terms import Abandon, Begun, IfExists, Terms, Wait
+from .transfers import TransferJob
+
+__all__ = [
+    "PERMISSIONS",
+    "Side",
+    "cancel_transfer",
+    "check_transfer_job",
+    "compare_size",
+    "given_up",
+    "identity",
+    "leaves",
+    "move",
+    "needs_staging",
+    "parent",
+    "sweep",
+    "verify",
+]
+
+log = logging.getLogger(__name__)
+
+PERMISSIONS = 0o777
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """What all steps of one transfer share."""
+
+    client: Client
+    system: System
+    account: str | None
+    terms: Terms
+    keeper: Keeper | None
+    abandon: Abandon
+    pace: Pace
+
+    def stat(self, path: str) -> Stat | None:
+        try:
+            return self.client.send(files.stat(self.system.name, path, dereference=True))
+        except NotFoundError:
+            return None
+
+    def job_state(self, job: TransferJob) -> Job | None:
+        """A job as it is, if it can still be known."""
+        try:
+            return self.client.send(jobs.get(job.system, job.job_id))
+        except HpcError as error:
+            log.info("Job %s of an earlier try: %s", job.job_id, error)
+            return None
+
+    def checksum(self, path: str) -> str | None:
+        """The gateway's sha256; None if it takes longer than the gateway waits."""
+        call = files.checksum(self.system.name, path)
+
+        def late(error: ApiError) -> str:
+            if error.status == 408:
+                return ""
+            raise error
+
+        return self.client.send(replace(call, refused=late)) or None
+
+
+def cancel_transfer(client: Client, begun: Begun | TransferJob) -> None:
+    """Cancel the job of a transfer that is given up; says so, and fails for nothing.
+
+    :param client: an open client
+    :param begun: the transfer, or its job
+    """
+    job = begun.job if isinstance(begun, Begun) else begun
+    try:
+        if client.send(jobs.cancel(job.system, job.job_id)):
+            log.info("Transfer job %s cancelled.", job.job_id)
+    except HpcError as error:
+        log.warning("Transfer job %s could not be cancelled. %s", job.job_id, error)
+
+
+@contextlib.contextmanager
+def given_up(
+    client: Client, job: TransferJob, abandon: Abandon, clean: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """A transfer job whose client has gone would hold its allocation for a day."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or abandon(error):
+            cancel_transfer(client, job)
+            clean()
+        raise
+
+
+def needs_staging(
+    system: System, name: str, size: int, *, what: str, limit: int, account: str | None
+) -> None:
+    """Refuse what the system cannot stage, before a job is started for it."""
+    if system.transfer_method != "s3":
+        how = (
+            f"stages by {system.transfer_method}, which is not supported"
+            if system.transfer_method
+            else "has no staging"
+        )
+        raise InvalidInputError(
+            "remote_path",
+            f"{name} has {size} bytes; system {system.name} {how}, so {what} end at {limit} bytes.",
+        )
+    if system.needs_account and not account:
+        raise InvalidInputError(
+            "account",
+            f"system {system.name} charges staged transfers to an account; name one, or in the connection.",
+        )
+
+
+def leaves(
+    if_exists: IfExists, where: str, theirs: float, ours: float | None, is_same: Callable[[], bool]
+) -> bool:
+    """Whether a file that is there already stays as it is.
+
+    :param where: the file, for texts
+    :param theirs: when it was changed (epoch seconds)
+    :param ours: when the one to be copied was changed; None if nobody knows
+    :param is_same: compares the content of both
+    """
+    if if_exists == "fail":
+        raise TransferError(f"{where} exists; if_exists='fail' forbids to replace it.", transient=False)
+    if if_exists == "newer" and ours is None:
+        raise InvalidInputError("if_exists", "'newer' needs a source that knows when it was changed.")
+    if if_exists == "skip":
+        log.info("%s exists: skipped.", where)
+        return True
+    # The system tells whole seconds.
+    if if_exists == "newer" and ours is not None and int(ours) <= int(theirs):
+        log.info("%s is not older than what would replace it: skipped.", where)
+        return True
+    if if_exists == "verify" and is_same():
+        log.info("%s has the same content: skipped.", where)
+        return True
+    return False
+
+
+def check_transfer_job(client: Client, job: TransferJob, ended: Job) -> None:
+    if ended.state.succeeded:
+        return
+    tail = ""
+    with contextlib.suppress(HpcError):
+        tail = client.send(files.tail(job.system, job.output_log, lines=5)).strip()
+    raise TransferError(
+        f"Transfer job {job.job_id} on system {job.system} ended {ended.state.value}"
+        f"{f' (exit code {ended.exit_code})' if ended.exit_code else ''}. Its log ends: {tail or 'nothing'}",
+        transient=ended.state.infrastructure,
+    )
+
+
+def verify(
+    side: Side, path: str, size: int, digest: str, *, wait: Wait | None, staged: bool
+) -> tuple[str, Stat]:
+    """Compare both sides. A transfer job that ended well may have written nothing, or garbage.
+
+    :return: what was compared, and the file as it is
+    """
+    system, want = side.system, side.terms.verify
+    stat = side.client.send(files.stat(system.name, path, dereference=True))
+    compare_size(system, path, stat.size, size)
+    if want == "never" or (want == "auto" and not staged):
+        return "size", stat
+    try:
+        there = side.checksum(path)
+        why = "the gateway does not wait that long for its sha256."
+    except (UnavailableError, RejectedError) as error:
+        # The gateway knows no checksum of a name with a blank in it.
+        there, why = None, str(error)
+    if there is None and want == "always":
+        if wait is None:
+            raise TransferError(f"The sha256 of {path} on system {system.name} cannot be learned: {why}")
+        log.info("%s: a job computes the sha256, since %s", path, why)
+        there = _checksum_by_job(side, path, wait)
+    if there is None:
+        log.warning("%s: only the size was compared: %s", path, why)
+        return "size", stat
+    if there != digest:
+        raise TransferError(f"{path} on system {system.name} has sha256 {there}, here it is {digest}.")
+    return "sha256", stat
+
+
+def _checksum_by_job(side: Side, path: str, wait: Wait) -> str:
+    """The sha256 of a file, for which the gateway has no patience."""
+    system, client = side.system, side.client
+    base = system.default_directory
+    home = f"{base.rstrip('/')}/{client.send(user_info(system.name)).name}" if base else parent(path)
+    output = f"{home}/.checksum-{secrets.token_hex(6)}.out"
+    # The path holds no quotes: the gateway is sent none that does.
+    script = f"#!/bin/sh\nPATH=/usr/bin:/bin:$PATH\nexport PATH\nexec sha256sum -- '{path}'\n"
+    spec = JobSpec(
+        name="checksum",
+        working_directory=home,
+        script=script,
+        account=side.account,
+        stdout=output,
+        stderr=output,
+    )
+    job_id = client.send(jobs.submit(system.name, spec))
+    job = TransferJob(job_id=job_id, system=system.name, output_log=output, error_log=output)
+    with given_up(client, job, side.abandon):
+        check_transfer_job(client, job, wait(job_id))
+        said = client.send(files.tail(system.name, output, lines=1))
+    with contextlib.suppress(HpcError):
+        client.send(files.remove(system.name, output, missing_ok=True))
+    found = re.match(r"\\?([0-9a-f]{64})\b", said)
+    if not found:
+        raise TransferError(f"Job {job_id} on system {system.name} gave no sha256 of {path}: {said[:200]}")
+    return found[1]
+
+
+def move(side: Side, begun: Begun, wait: Wait) -> Stat:
+    """Let an upload appear under its name, by a job whose end says nothing."""
+    system, client, landing = side.system, side.client, begun.landing or ""
+    call = transfers.move(system.name, landing, begun.path, account=side.account)
+    job = client.send(call)
+    with given_up(client, job, side.abandon):
+        ended = wait(job.job_id)
+    check_transfer_job(client, job, ended)
+    stat = side.stat(begun.path)
+    if stat is None or stat.size != begun.size or side.stat(landing) is not None:
+        raise TransferError(
+            f"Job {job.job_id} on system {system.name} did not move {landing} to {begun.path}."
+        )
+    return stat
+
+
+def sweep(side: Side, begun: Begun) -> None:
+    """Remove a bad copy. What was there before stays, unless the job has taken it away already."""
+    system, client, landing = side.system, side.client, begun.landing or begun.path
+    try:
+        there = side.stat(landing)
+        if there is not None and identity(there) == begun.before:
+            log.info("%s on system %s is still what it was before.", landing, system.name)
+        elif there is not None:
+            client.send(files.remove(system.name, landing, missing_ok=True))
+            log.info("The bad copy %s on system %s is removed.", landing, system.name)
+        # The job joins pieces that it fetches one by one; it tells which one failed, and leaves it.
+        told = client.send(files.tail(system.name, begun.job.error_log, lines=5))
+        told += client.send(files.tail(system.name, begun.job.output_log, lines=5))
+        if piece := re.search(r"Download failed: part (\d+)", told):
+            client.send(files.remove(system.name, f"{landing}.{piece[1]}", missing_ok=True))
+    except HpcError as error:
+        log.warning("What is left of %s on system %s could not be removed: %s", landing, system.name, error)
+
+
+def compare_size(system: System, path: str, there: int, here: int) -> None:
+    if there != here:
+        raise TransferError(f"{path} on system {system.name} has {there} bytes, here it has {here}.")
+
+
+def identity(stat: Stat) -> tuple[int, int, int]:
+    return stat.inode, stat.size, stat.modified
+
+
+def parent(path: str) -> str:
+    return path.rpartition("/")[0] or "/"
