@@ -1,0 +1,638 @@
+"""Many files at once: directories, globs and lists travel as one compressed archive.
+
+A file costs three requests or more, an archive of a thousand files about ten. Names below the source and the
+target are free, since no shell ever sees them: they are in the archive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from . import files, transfers
+from .archives import Item, LocalFiles, Packed, TarSource, survey
+from .arrival import cancel_transfer, check_transfer_job
+from .calls import Call
+from .checkpoint import Keeper
+from .choices import HIDDEN, Choice, escape, find_pattern, is_glob, split_glob
+from .errors import (
+    AccessDeniedError,
+    BadRequestError,
+    HpcError,
+    InvalidInputError,
+    NotFoundError,
+    RejectedError,
+    TooLargeError,
+    TransferError,
+    UnavailableError,
+)
+from .files import Compression, Entry, EntryKind
+from .jobs import Job
+from .moving import Pace
+from .paths import remote_path
+from .places import Source
+from .progress import amount
+from .session import Client
+from .staging import download_file, upload_file
+from .systems import System, user_info
+from .terms import Abandon, Terms, Wait
+from .transfers import TransferJob
+from .unpacking import Unpacking
+
+__all__ = ["LocalFiles", "Tree", "download_tree", "upload_tree"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Up to so many bytes of files are compressed, into a temporary file; more are sent as they are, from where
+# they are.
+_COMPRESSED = 256 * 1024 * 1024
+# So many archives that one request each can take are sent like that: it is quicker than one staged transfer.
+_PIECES = 3
+# What the gateway surely cannot pack or unpack in its five seconds is left to a job at once.
+_SLOW = 2 * 1024 * 1024 * 1024
+# Up to so many bytes more than are wanted may travel: packing one by one would take longer.
+_TOO_MUCH = 32 * 1024 * 1024
+# Seconds before the first look at a job: none ends sooner.
+_PATIENCE = 1.0
+# In so many archives at most what is wanted is packed apart from what is not.
+_ARCHIVES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """What was moved.
+
+    :param path: the directory on the system
+    :param files: how many regular files
+    :param directories: how many directories
+    :param links: how many symbolic links
+    :param size: bytes of all files
+    :param packed: bytes of the archives that travelled
+    :param names: paths of files and links below the target
+    """
+
+    path: str
+    files: int
+    directories: int
+    links: int
+    size: int
+    packed: int
+    names: tuple[str, ...]
+
+
+def _always(_: BaseException) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Move:
+    """What all steps share."""
+
+    client: Client
+    system: System
+    waits: Wait
+    account: str | None
+    terms: Terms
+    abandon: Abandon
+    pace: Pace | None
+
+    def wait(self, job_id: str) -> Job:
+        time.sleep(_PATIENCE)
+        return self.waits(job_id)
+
+    def send(self, call: Call[T]) -> T:
+        return self.client.send(call)
+
+    def carried(self, compression: Compression) -> Terms:
+        """Terms for an archive: a compressed one holds a checksum of its own, which unpacking compares."""
+        verify = "never" if self.terms.verify == "auto" and compression != "none" else self.terms.verify
+        return replace(self.terms, verify=verify, atomic=False, preserve_mode=False, preserve_mtime=False)
+
+    def by_job(self, call: Call[TransferJob]) -> None:
+        """Let a job do it. Its exit code says nothing, so its log is read."""
+        job = self.send(call)
+        try:
+            ended = self.wait(job.job_id)
+        except BaseException:
+            # Whatever it would still write is to be removed: nothing is left for another try.
+            cancel_transfer(self.client, job)
+            raise
+        check_transfer_job(self.client, job, ended)
+        said = self._tail(job.output_log)
+        if "successfully" not in said:
+            reason = self._tail(job.error_log) or said or "its log cannot be read"
+            raise TransferError(f"Job {job.job_id} on system {job.system} could not {call.doing}: {reason}")
+
+    def _tail(self, path: str) -> str:
+        try:
+            return self.send(files.tail(self.system.name, path, lines=5)).strip()
+        except HpcError as error:
+            return str(error)
+
+    @contextlib.contextmanager
+    def workspace(self, path: str, *, private: bool, parents: bool, kept: bool = False) -> Iterator[str]:
+        """A directory on the system that is gone at the end.
+
+        :param private: nobody else may look into it
+        :param parents: also make the directories above
+        :param kept: it stays if another try is to go on with what is in it
+        """
+        made = True
+        try:
+            try:
+                self.send(files.make_directory(self.system.name, path, parents=parents))
+            except HpcError as error:
+                made = error.ambiguous
+                raise
+            if private:
+                self.send(files.change_mode(self.system.name, path, 0o700))
+            yield path
+        except BaseException as error:
+            if kept and not isinstance(error, Exception) and not self.abandon(error):
+                made = False
+            raise
+        finally:
+            if made:
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        try:
+            self.send(files.remove(self.system.name, path, missing_ok=True))
+        except HpcError as error:
+            log.warning("%s on system %s could not be removed: %s", path, self.system.name, error)
+
+
+def upload_tree(
+    client: Client,
+    system: System,
+    source: LocalFiles,
+    target: str,
+    *,
+    wait: Wait,
+    include: Iterable[str] | str = (),
+    exclude: Iterable[str] | str = (),
+    max_bytes: int | None = None,
+    account: str | None = None,
+    terms: Terms | None = None,
+    keeper: Keeper | None = None,
+    abandon: Abandon = _always,
+    pace: Pace | None = None,
+) -> Tree:
+    """Copy many files to a directory of a system, which is made if it is not there, else merged with them.
+
+    Modes, times to the second, symbolic links and empty directories are kept; owners and hard links are not.
+
+    :param source: a directory, for what is in it; a glob (text), for what it matches by its path below the
+        directory before the first wildcard; several of both and files, by their last names; or files and
+        directories by the names that they are to get below the target
+    :param target: absolute path of the directory on the system
+    :param wait: waits for a job of this id and returns its last record
+    :param include: patterns of what to take, see :class:`.choices.Choice`
+    :param exclude: patterns of what to leave out of that
+    :param max_bytes: how large all files together may be
+    :param account: account for transfer jobs
+    :param terms: how; ``if_exists`` must be ``overwrite``
+    :param keeper: where a large transfer is written down, so that another process can go on with it
+    :param abandon: see :func:`.staging.upload_file`
+    :param pace: how fast, and whom to tell
+    :raises InvalidInputError: a file is missing or unreadable, or too much is to be moved
+    :raises TransferError: a file changed meanwhile, or what arrived is not what was sent
+    """
+    path, terms = remote_path(target, "remote_path"), _checked(terms)
+    items = survey(source, Choice.of(include, exclude), max_bytes=max_bytes)
+    move = _Move(
+        client=client, system=system, waits=wait, account=account, terms=terms, abandon=abandon, pace=pace
+    )
+    total = sum(item.size for item in items)
+    if not items:
+        move.send(files.make_directory(system.name, path, parents=True))
+        return _uploaded(path, items, 0)
+    with contextlib.ExitStack() as stack:
+        compression: Compression = "gzip" if total <= _COMPRESSED else "none"
+        sources: Sequence[Source]
+        if compression == "gzip":
+            packed = Packed(items, piece=system.max_direct_bytes)
+            stack.callback(packed.close)
+            sources = packed.pieces()
+            if len(sources) > _PIECES or packed.largest > system.max_direct_bytes:
+                sources = [packed.whole()]
+        else:
+            sources = [TarSource(items)]
+        log.info(
+            "Uploading %d files (%s) to %s in %d archives of %s.",
+            sum(1 for item in items if not item.is_directory),
+            *(amount(total), path, len(sources), amount(sum(each.size for each in sources))),
+        )
+        # Another try goes on with an archive of the same content and name.
+        token = sources[0].fingerprint()[:16] if keeper is not None else secrets.token_hex(8)
+        room = f"{path.rstrip('/')}/{HIDDEN}{token}"
+        private = any(item.private for item in items)
+        with move.workspace(room, private=private, parents=True, kept=keeper is not None):
+            slow = total > _SLOW
+            for number, each in enumerate(sources):
+                archive = f"{room}/{number}.tar{'.gz' if compression == 'gzip' else ''}"
+                _send(move, each, archive, keeper, compression)
+                slow = _extract(move, archive, path, compression, slow=slow)
+            _compare(move, path, items)
+    return _uploaded(path, items, sum(each.size for each in sources))
+
+
+def _uploaded(path: str, items: Sequence[Item], packed: int) -> Tree:
+    links = [item for item in items if item.link is not None]
+    directories = [item for item in items if item.is_directory]
+    return Tree(
+        path=path,
+        files=len(items) - len(links) - len(directories),
+        directories=len(directories),
+        links=len(links),
+        size=sum(item.size for item in items),
+        packed=packed,
+        names=tuple(sorted(item.name for item in items if not item.is_directory)),
+    )
+
+
+def _send(move: _Move, source: Source, archive: str, keeper: Keeper | None, compression: Compression) -> None:
+    """Upload one archive."""
+    system = move.system
+    if source.size <= system.max_direct_bytes and move.terms.verify != "always" and compression == "gzip":
+        # One request: unpacking it compares its checksum.
+        directory, _, name = archive.rpartition("/")
+        content = source.read_at(0, source.size)
+        while len(content) < source.size:
+            content += source.read_at(len(content), source.size - len(content))
+        move.send(files.upload(system.name, directory, name, content))
+        return
+    upload_file(
+        move.client,
+        system,
+        source,
+        archive,
+        wait=move.wait,
+        account=move.account,
+        terms=move.carried(compression),
+        keeper=keeper,
+        abandon=move.abandon,
+        pace=move.pace,
+    )
+
+
+def _extract(move: _Move, archive: str, target: str, compression: Compression, *, slow: bool) -> bool:
+    """Unpack an archive on the system.
+
+    :return: whether the gateway has no patience for it
+    """
+    name = move.system.name
+    if not slow:
+        try:
+            move.send(files.extract(name, archive, target, compression=compression))
+        except UnavailableError as error:
+            log.info("A job unpacks %s: %s", archive, error)
+        except AccessDeniedError as error:
+            raise TransferError(
+                f"The files cannot be written to {target} on system {name}: {error}", transient=False
+            ) from error
+        else:
+            return False
+    move.by_job(transfers.extract(name, archive, target, compression=compression, account=move.account))
+    return True
+
+
+def _compare(move: _Move, target: str, items: Sequence[Item]) -> None:
+    """Look whether all files are there, with their sizes, if the system can tell quickly."""
+    entries = _listed(move, target)
+    if entries is None:
+        log.info("%s is too large to be listed: its files were not counted after unpacking.", target)
+        return
+    there = {entry.name: entry for entry in entries}
+    for item in items:
+        entry = there.get(item.name)
+        if entry is None and _is_plain(item.name):
+            raise TransferError(f"{target}/{item.name} is not there after unpacking.")
+        if entry is not None and entry.kind is EntryKind.FILE and entry.size != item.size:
+            raise TransferError(
+                f"{target}/{item.name} has {entry.size} bytes after unpacking, here it has {item.size}."
+            )
+    if len(there) < len(items):
+        raise TransferError(f"{target} has fewer files after unpacking than were sent.")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a listing shows just this name: some names look alike in one."""
+    return "\\" not in name and name.isprintable()
+
+
+def _listed(move: _Move, path: str, *, recursive: bool = True) -> tuple[Entry, ...] | None:
+    """What is in a directory; None if the gateway has no patience, or no room, for the list."""
+    call = files.listing(move.system.name, path, hidden=True, recursive=recursive)
+    try:
+        # One try is enough for what is only slow.
+        return move.send(replace(call, replayable=False))
+    except (UnavailableError, TooLargeError, RejectedError, AccessDeniedError) as error:
+        log.info("%s", error)
+        return None
+
+
+def download_tree(
+    client: Client,
+    system: System,
+    source: str | Sequence[str],
+    target: Path,
+    *,
+    wait: Wait,
+    include: Iterable[str] | str = (),
+    exclude: Iterable[str] | str = (),
+    max_bytes: int | None = None,
+    account: str | None = None,
+    terms: Terms | None = None,
+    abandon: Abandon = _always,
+    pace: Pace | None = None,
+    workspace: str | None = None,
+) -> Tree:
+    """Copy many files from a system to a directory, which is made if it is not there, else merged with them.
+
+    Nothing appears in the directory before everything is here. Then each file appears by renaming.
+
+    :param source: absolute path of a directory, for what is in it, or of a file; a glob, for what it matches
+        by its path below the directory before the first wildcard; several of these, by their last names
+    :param target: the directory on this side; its parent must be there
+    :param wait: waits for a job of this id and returns its last record
+    :param include: patterns of what to take, see :class:`.choices.Choice`
+    :param exclude: patterns of what to leave out of that
+    :param max_bytes: how large all files together may be
+    :param account: account for transfer jobs
+    :param terms: how; ``if_exists`` must be ``overwrite``
+    :param abandon: see :func:`.staging.download_file`
+    :param pace: how fast, and whom to tell
+    :param workspace: directory on the system where the archive may lie meanwhile; else it lies beside the
+        source or, if that cannot be written to, in the user's own directory
+    :raises InvalidInputError: there is nothing to move, or too much
+    :raises TransferError: the archive is damaged or too large, or holds what could reach out of the target
+    """
+    terms, choice = _checked(terms), Choice.of(include, exclude)
+    move = _Move(
+        client=client, system=system, waits=wait, account=account, terms=terms, abandon=abandon, pace=pace
+    )
+    picks = _picks(source)
+    packed = 0
+    with Unpacking(target, choice=choice, max_bytes=max_bytes) as unpacking:
+        plans: list[_Plan] = []
+        expected: set[str] | None = set()
+        for pick in picks:
+            more, names = _planned(move, pick, choice, max_bytes)
+            plans += more
+            expected = None if expected is None or names is None else expected | names
+        with _somewhere(move, plans[0].path, workspace) as room:
+            slow = False
+            for number, plan in enumerate(plans):
+                archive, slow = _compress(move, plan, f"{room}/{number}", slow=slow or plan.size > _SLOW)
+                here = unpacking.room / str(number)
+                moved = download_file(
+                    client,
+                    system,
+                    archive,
+                    here,
+                    wait=move.wait,
+                    account=account,
+                    terms=move.carried("gzip"),
+                    abandon=abandon,
+                    pace=pace,
+                )
+                packed += moved.size
+                root = plan.path.rpartition("/")[2]
+                unpacking.take(here, root=root, below=plan.below, only=plan.only)
+                here.unlink()
+        if expected is not None and unpacking.count < len(expected):
+            raise TransferError(
+                f"The archive holds {unpacking.count} files instead of {len(expected)}: "
+                f"{picks[0].base} on system {system.name} changed while it was packed."
+            )
+        unpacked = unpacking.commit()
+    log.info("%d files (%s) are in %s.", len(unpacked.files), amount(unpacked.size), target)
+    return Tree(
+        path=picks[0].base,
+        files=len(unpacked.files),
+        directories=len(unpacked.directories),
+        links=len(unpacked.links),
+        size=unpacked.size,
+        packed=packed,
+        names=tuple(sorted((*unpacked.files, *unpacked.links))),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pick:
+    """What a user names.
+
+    :param base: directory, or whatever it is if nothing is chosen below it
+    :param below: where it goes to below the target
+    :param only: patterns of what is meant in the directory
+    :param items: they are just names in it
+    """
+
+    base: str
+    below: str = ""
+    only: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """One archive to make.
+
+    :param path: what to pack
+    :param below: where it goes to below the target
+    :param only: what of it is meant
+    :param pattern: what to pack of it, for ``find``
+    :param size: bytes of what is packed, as far as known
+    """
+
+    path: str
+    below: str = ""
+    only: Choice | None = None
+    pattern: str | None = None
+    size: int = 0
+
+
+def _picks(source: str | Sequence[str]) -> list[_Pick]:
+    """Read what a user names."""
+    if isinstance(source, str):
+        return [_pick(source)]
+    if not source:
+        raise InvalidInputError("source", "names nothing.")
+    picks, beside, seen = [], dict[str, list[str]](), set[str]()
+    for given in source:
+        if is_glob(given):
+            picks.append(_pick(given))
+            continue
+        above, _, name = given.rstrip("/").rpartition("/")
+        if name in ("", ".", ".."):
+            raise InvalidInputError("source", f"{given!r} does not end in a name.")
+        if name in seen:
+            raise InvalidInputError("source", f"two of them are called {name!r}.")
+        seen.add(name)
+        beside.setdefault(_parent(given, above), []).append(name)
+    for above, names in beside.items():
+        paths = [_legal(f"{above.rstrip('/')}/{name}") for name in names]
+        if len(names) <= _ARCHIVES and all(paths):
+            picks += [_Pick(base=path, below=name) for path, name in zip(paths, names, strict=True) if path]
+        else:
+            only = tuple(f"/{escape(name)}" for name in names)
+            picks.append(_Pick(base=_directory(above), only=only, items=tuple(names)))
+    return picks
+
+
+def _pick(given: str) -> _Pick:
+    base, pattern = split_glob(given)
+    if pattern is not None:
+        return _Pick(base=_directory(remote_path(base, "source")), only=(pattern,))
+    if path := _legal(given):
+        return _Pick(base=_directory(path))
+    # A name that no shell may see: it is found in the archive of the directory that it is in.
+    above, _, name = given.rstrip("/").rpartition("/")
+    return _Pick(base=_directory(_parent(given, above)), only=(f"/{escape(name)}",), items=(name,))
+
+
+def _legal(path: str) -> str | None:
+    try:
+        return remote_path(path, "source")
+    except InvalidInputError:
+        return None
+
+
+def _parent(given: str, above: str) -> str:
+    """The directory that something with any name is in."""
+    return remote_path(above or "/" if given.startswith("/") else given, "source")
+
+
+def _directory(path: str) -> str:
+    if path == "/":
+        raise InvalidInputError("source", "'/' cannot be packed.")
+    return path
+
+
+def _planned(
+    move: _Move, pick: _Pick, choice: Choice, max_bytes: int | None
+) -> tuple[list[_Plan], set[str] | None]:
+    """Which archives to make for a pick, and what should be in them, if that can be known."""
+    only = Choice(pick.only) if pick.only else None
+    whole = _Plan(path=pick.base, below=pick.below, only=only)
+    if only is None and choice.everything and max_bytes is None:
+        return [whole], None
+    entries = _listed(move, pick.base)
+    if entries is None:
+        return _narrowed(pick, choice, only) or [whole], None
+
+    def place(entry: Entry) -> str:
+        if entry.name == pick.base:  # a file, and not a directory
+            return pick.below or pick.base.rpartition("/")[2]
+        return f"{pick.below}/{entry.name}" if pick.below else entry.name
+
+    wanted = [
+        entry for entry in entries if choice.takes(place(entry)) and (only is None or only.takes(entry.name))
+    ]
+    if not wanted and (pick.only or choice.include):
+        raise InvalidInputError("source", f"nothing in {pick.base} on system {move.system.name} matches.")
+    size, everything = _sum(wanted), _sum(entries)
+    if max_bytes is not None and size > max_bytes:
+        raise InvalidInputError(
+            "max_bytes",
+            f"{size} bytes are to be downloaded from {pick.base}, which is more than {max_bytes}.",
+        )
+    names = {place(entry) for entry in wanted if entry.kind in (EntryKind.FILE, EntryKind.LINK)}
+    if everything - size > max(_TOO_MUCH, size):
+        # ``find`` packs files only.
+        plain = pick.items or all(entry.kind is EntryKind.FILE for entry in wanted)
+        if plain and (plans := _narrowed(pick, choice, only, size=size)):
+            return plans, names
+        log.warning(
+            "%s is packed as a whole (%s) although only %s of it are wanted.",
+            *(pick.base, amount(everything), amount(size)),
+        )
+    return [replace(whole, size=everything)], names
+
+
+def _narrowed(pick: _Pick, choice: Choice, only: Choice | None, *, size: int = 0) -> list[_Plan]:
+    """Archives of what is wanted alone, as far as the gateway can make them; none if it cannot."""
+    paths = [_legal(f"{pick.base}/{name}") for name in pick.items]
+    if paths and all(paths):
+        return [
+            _Plan(path=path, below=name, size=size)
+            for path, name in zip(paths, pick.items, strict=True)
+            if path
+        ]
+    try:
+        remote_path(pick.base, "source", unquoted=True)
+    except InvalidInputError:
+        return []
+    root = pick.base.rpartition("/")[2]
+    return [
+        _Plan(path=pick.base, below=pick.below, only=only, pattern=find_pattern(root, pattern), size=size)
+        for pattern in pick.only or choice.include
+    ]
+
+
+def _sum(entries: Iterable[Entry]) -> int:
+    return sum(entry.size for entry in entries if entry.kind is EntryKind.FILE)
+
+
+@contextlib.contextmanager
+def _somewhere(move: _Move, source: str, workspace: str | None) -> Iterator[str]:
+    """A directory for archives: where the user says, beside the source, or in the user's own directory."""
+    with contextlib.ExitStack() as stack:
+        yield _room(move, source, workspace, stack)
+
+
+def _room(move: _Move, source: str, workspace: str | None, stack: contextlib.ExitStack) -> str:
+    def enter(directory: str) -> str:
+        # The gateway does not quote it when it stages the archive.
+        path = remote_path(f"{directory}/{HIDDEN}{secrets.token_hex(8)}", "workspace", unquoted=True)
+        return stack.enter_context(move.workspace(path, private=True, parents=False))
+
+    if workspace is not None:
+        return enter(workspace)
+    try:
+        return enter(source.rpartition("/")[0])
+    except (InvalidInputError, AccessDeniedError, BadRequestError, NotFoundError, RejectedError) as error:
+        base = move.system.default_directory
+        if base is None:
+            raise
+        log.info("The archive is put into the user's own directory: %s", error)
+    return enter(f"{base.rstrip('/')}/{move.send(user_info(move.system.name)).name}")
+
+
+def _compress(move: _Move, plan: _Plan, stem: str, *, slow: bool) -> tuple[str, bool]:
+    """Make an archive on the system.
+
+    :return: its path, and whether the gateway has no patience for it
+    """
+    name, archive = move.system.name, f"{stem}.tar.gz"
+    if not slow:
+        try:
+            move.send(files.compress(name, plan.path, archive, pattern=plan.pattern))
+        except UnavailableError as error:
+            log.info("A job packs %s: %s", plan.path, error)
+            # The gateway may still write to the first one.
+            archive = f"{stem}-again.tar.gz"
+        except AccessDeniedError as error:
+            raise TransferError(
+                f"{plan.path} on system {name} holds something that you may not read: {error}",
+                transient=False,
+            ) from error
+        else:
+            return archive, False
+    move.by_job(transfers.compress(name, plan.path, archive, pattern=plan.pattern, account=move.account))
+    return archive, True
+
+
+def _checked(terms: Terms | None) -> Terms:
+    terms = terms or Terms()
+    if terms.if_exists != "overwrite":
+        raise InvalidInputError("if_exists", "of a directory must be 'overwrite': it is merged.")
+    return terms
