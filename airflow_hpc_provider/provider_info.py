@@ -21,9 +21,10 @@ def get_provider_info() -> dict[str, Any]:
             },
         ],
         "hooks": _modules("hooks", "hpc"),
-        "operators": _modules("operators", "jobs", "files"),
+        "operators": _modules("operators", "jobs", "files", "directories"),
         "sensors": _modules("sensors", "jobs", "files", "systems"),
         "triggers": _modules("triggers", "jobs", "files", "systems"),
+        "filesystems": ["airflow_hpc_provider.object_storage"],
         "connection-types": [
             {
                 "connection-type": "firecrest",

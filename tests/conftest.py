@@ -52,3 +52,12 @@ def make_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 def _ask_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test asks its gateway for its systems, whatever another test was told."""
     monkeypatch.setattr("airflow_hpc_provider.known.KEEP_SECONDS", 0.0)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run only where ``-m`` names them, also beside another choice of markers."""
+    if "slow" in config.option.markexpr:
+        return
+    left = [item for item in items if item.get_closest_marker("slow") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
+    items[:] = left

@@ -94,7 +94,7 @@ def test_the_client_knows_nothing_of_airflow_nor_of_the_rest():
 
 
 def test_the_client_runs_where_there_is_no_airflow():
-    program = "import sys; sys.modules['airflow'] = None; import airflow_hpc_provider.client.staging"
+    program = "import sys; sys.modules['airflow'] = None; import airflow_hpc_provider.client.storage"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
@@ -111,9 +111,9 @@ def test_nobody_but_the_tests_needs_the_embedded_gateway():
 
 def test_only_few_modules_speak_http():
     running = importers("httpx", for_types=False)
-    assert {"client.session", "client.auth", "client.staging"} <= running
+    assert {"client.session", "client.auth", "client.storage"} <= running
     # A file's content is no JSON: files read the answer itself.
-    assert running <= {"client.session", "client.auth", "client.staging", "client.files"}
+    assert running <= {"client.session", "client.auth", "client.storage", "client.files"}
     assert importers("httpx") - running <= {"client.calls", "client.errors", "hooks.hpc"}
 
 
@@ -125,7 +125,8 @@ ORDER = [
     ["client"],
     ["settings", "watch", "submission"],
     ["known", "metrics"],
-    ["hooks", "retries"],
+    ["hooks", "retries", "checkpoints"],
+    ["filesystem", "streams", "universal_path", "object_storage"],
     ["triggers"],
     ["tasks"],
     ["operators", "sensors"],
