@@ -1,5 +1,6 @@
 """For all tests. Its being here also puts ``tests`` on the import path: ``from loopback import serve``."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,10 +20,10 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One running Airflow serves all of its tests, so ``-m airflow`` alone runs in one process."""
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Tests wait more than they compute. One running Airflow serves all of its tests, in one process."""
     chosen = config.option.markexpr
-    return 0 if "airflow" in chosen and "not airflow" not in chosen else None
+    return 0 if "airflow" in chosen and "not airflow" not in chosen else 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,9 @@ from airflow_hpc_provider.filesystem import HpcFileSystem
 from airflow_hpc_provider.locations import locate
 from airflow_hpc_provider.streams import LargeFile, SmallFile
 
+# Each moves files by jobs, which take their time.
+pytestmark = pytest.mark.slow
+
 LIMIT = 64 * 1024
 LARGE = bytes(range(256)) * 400
 NO_SPACE = {"errorType": "error", "message": "bash: line 1: /x: No space left on device"}

@@ -29,6 +29,9 @@ from airflow_hpc_provider.client.wake import command
 from airflow_hpc_provider.devgateway import Gateway
 from airflow_hpc_provider.devgateway.directives import Submission
 
+# Each moves files by jobs, which take their time.
+pytestmark = pytest.mark.slow
+
 KIB = 1024
 LIMIT = 64 * KIB
 PART = 64 * KIB

@@ -31,6 +31,9 @@ from airflow_hpc_provider.client.staging import (
 )
 from airflow_hpc_provider.devgateway import Gateway
 
+# Each moves files by jobs, which take their time.
+pytestmark = pytest.mark.slow
+
 KIB = 1024
 LIMIT = 64 * KIB
 PART = 64 * KIB

@@ -27,6 +27,9 @@ from airflow_hpc_provider.client.staging import Pace, Terms
 from airflow_hpc_provider.client.trees import download_tree, upload_tree
 from airflow_hpc_provider.devgateway import Gateway
 
+# Each moves files by jobs, which take their time.
+pytestmark = pytest.mark.slow
+
 POLICY = RetryPolicy(attempts=3, base=0.01)
 ODD = [
     "it's", 'a "b"', "$HOME", "`id`", "$(touch evil)", "new\nline", "tab\t", "-rf", "a;b&c|d<e>f", "é",

@@ -71,6 +71,7 @@ def test_a_process_that_was_left_behind_would_be_found(tmp_path):
         left.kill()
 
 
+@pytest.mark.slow
 def test_the_quick_start_trains_shows_and_draws(tmp_path):
     run = Run("train_model.py", tmp_path)
     run.must_have_gone_well()

@@ -170,6 +170,7 @@ def leaks(tmp_path_factory):
     return places, {SECRET, *given}
 
 
+@pytest.mark.slow
 def test_no_secret_token_or_signature_gets_out(leaks):
     places, secrets = leaks
     _took_every_way_that_handles_secrets(places["states"], secrets)

@@ -143,6 +143,7 @@ def test_every_template_field_is_a_template_here(dag):
 
 
 # Airflow's own modules, loaded on the first ``dag.test()``, warn of each other.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient` is deprecated")
 def test_all_of_them_are_rendered(airflow_db, dag, connected, tmp_path):
     run = sync_dag(dag).test()

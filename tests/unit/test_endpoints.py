@@ -34,6 +34,9 @@ from airflow_hpc_provider.endpoints import (
 )
 from airflow_hpc_provider.hooks.hpc import HpcHook
 
+# Each moves files by jobs, which take their time.
+pytestmark = pytest.mark.slow
+
 KIB = 1024
 MIB = 1024 * KIB
 

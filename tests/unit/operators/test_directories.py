@@ -30,6 +30,9 @@ from airflow_hpc_provider.operators.directories import (
     HpcMakeDirectoryOperator,
 )
 
+# Each moves files by jobs, which take their time.
+pytestmark = pytest.mark.slow
+
 KIB = 1024
 
 
