@@ -13,6 +13,9 @@ from live_airflow import Airflow, CannotRunError, Gate, Run, job_states
 
 from airflow_hpc_provider.devgateway import Gateway
 
+# How many tasks are deferred at once where many are; fewer take less time on a small machine.
+os.environ.setdefault("HPC_TESTS_MANY", "200")
+
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:

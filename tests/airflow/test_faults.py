@@ -13,6 +13,8 @@ from airflow_hpc_provider.devgateway.faults import Fault
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(900)]
 
 FOR_EVER = 3600.0
+# See conftest.py.
+MANY = int(os.environ["HPC_TESTS_MANY"])
 
 
 def worker_of(pid: int) -> int:
@@ -136,22 +138,22 @@ def test_a_triggerer_that_hung_and_comes_back_leaves_the_jobs_that_moved(airflow
     assert work.states() == ["COMPLETED"]
 
 
-def test_200_deferred_tasks_outlive_one_of_two_triggerers(airflow, launch):
+def test_many_deferred_tasks_outlive_one_of_two_triggerers(airflow, launch):
     work = launch("many")
-    until(lambda: work.run.count("deferred") == 200, 400, lambda: work.run.count("deferred"), pause=2)
+    until(lambda: work.run.count("deferred") == MANY, 400, lambda: work.run.count("deferred"), pause=2)
     killed, other = airflow.triggerers
 
     def owners() -> Counter:
         return Counter(one.name if (one := airflow.triggerer_of(task)) else None for task in work.run.tasks())
 
     until(lambda: None not in owners(), 30, owners, pause=1)
-    assert owners()[killed.name] > 20
+    assert owners()[killed.name] > MANY // 10
     killed.kill()
-    until(lambda: owners() == {other.name: 200}, 60, owners, pause=1)
-    assert work.states() == ["RUNNING"] * 200
+    until(lambda: owners() == {other.name: MANY}, 60, owners, pause=1)
+    assert work.states() == ["RUNNING"] * MANY
     work.gate.open()
     work.run.wait("success", timeout=400)
-    assert work.states() == ["COMPLETED"] * 200
+    assert work.states() == ["COMPLETED"] * MANY
 
 
 def test_what_users_do_to_deferred_tasks_happens_to_their_jobs(launch):
