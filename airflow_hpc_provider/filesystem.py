@@ -739,7 +739,7 @@ class _Session:
         self.hook = HpcHook(conn_id)
         self.client = self.hook.client()
         self.client.__enter__()
-        # It closes when no file system has this session any more.
+        # It closes when no file system holds it any more.
         weakref.finalize(self, self.client.__exit__, None, None, None)
         self._systems: dict[str, System] = {}
         self._staged: dict[tuple[str, str], StagedFile] = {}

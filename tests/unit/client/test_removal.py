@@ -18,7 +18,7 @@ SYSTEM = System(
         FileSystem(path="/capstor/scratch/", kind="scratch"),
     ),
 )
-GUARD = Guard.of(SYSTEM, "me", "/capstor/scratch/proj/work/")
+GUARD = Guard.of(SYSTEM, "me", "/capstor/scratch/proj/area/")
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ GUARD = Guard.of(SYSTEM, "me", "/capstor/scratch/proj/work/")
         ("/capstor", "above /capstor/scratch"),
         ("/capstor/scratch", "mount point"),
         ("/capstor/scratch/me", "the directory of me on"),
-        ("/capstor/scratch/proj/work", "the connection's working directory"),
-        ("/capstor/scratch/proj", "above /capstor/scratch/proj/work"),
+        ("/capstor/scratch/proj/area", "the connection's working directory"),
+        ("/capstor/scratch/proj", "above /capstor/scratch/proj/area"),
     ],
 )
 def test_what_stays_is_named(path, words):
@@ -43,7 +43,7 @@ def test_what_stays_is_named(path, words):
 
 @pytest.mark.parametrize(
     "path",
-    ["/users/me/run", "/users/you", "/capstor/scratch/me2", "/capstor/scratch/proj/work/x", "/elsewhere"],
+    ["/users/me/run", "/users/you", "/capstor/scratch/me2", "/capstor/scratch/proj/area/x", "/elsewhere"],
 )
 def test_what_is_below_or_beside_goes(path):
     assert GUARD.check(f"{path}/") == path
