@@ -741,12 +741,10 @@ class Fixtures(AbstractFixtures):
         return f"here{home}"
 
 
-@pytest.mark.slow
 class TestCopy(Fixtures, AbstractCopyTests):
     pass
 
 
-@pytest.mark.slow
 class TestGet(Fixtures, AbstractGetTests):
     pass
 
@@ -759,6 +757,5 @@ class TestPipe(Fixtures, AbstractPipeTests):
     pass
 
 
-@pytest.mark.slow
 class TestPut(Fixtures, AbstractPutTests):
     pass

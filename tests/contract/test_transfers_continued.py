@@ -537,7 +537,6 @@ def kill_when(process, ready):
     process.communicate()
 
 
-@pytest.mark.slow
 def test_the_try_after_a_killed_upload_sends_the_missing_parts_and_one_more_at_most(
     gateway, keeper, source, target
 ):
@@ -556,7 +555,6 @@ def test_the_try_after_a_killed_upload_sends_the_missing_parts_and_one_more_at_m
     assert posts(gateway) == 0
 
 
-@pytest.mark.slow
 def test_the_try_after_a_killed_download_fetches_what_is_missing(gateway, keeper, source, target, tmp_path):
     target.write_bytes(source.read_bytes())
     back = tmp_path / "back.bin"

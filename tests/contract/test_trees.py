@@ -227,7 +227,6 @@ def test_many_files_need_ten_requests_each_way(request, monkeypatch, which, coun
     assert seen(end.here / "down") == seen(source)
 
 
-@pytest.mark.slow
 def test_five_thousand_files_in_one_directory(end):
     source = fill(end.here / "source", {f"file {n}'s": b"%d" % n for n in range(5000)})
     end.up(source)
