@@ -68,12 +68,11 @@ def _extra_fields() -> dict[str, Any]:
         },
         "token_auth_method": {
             "label": "Token authentication",
-            "description": "How the client proves itself to the token endpoint, such as client_secret_post; "
-            "with private_key_jwt the client secret above is the PEM private key",
+            "description": "How the client proves itself to the token endpoint, such as client_secret_post "
+            "(the default); with private_key_jwt the client secret above is the PEM private key",
+            # No default: of a field with such a name the form would show, and store, Airflow's mask of it.
             "schema": _nullable(
-                "string",
-                enum=["client_secret_post", "client_secret_basic", "private_key_jwt"],
-                default="client_secret_post",
+                "string", enum=["client_secret_post", "client_secret_basic", "private_key_jwt"]
             ),
         },
         "access_token": {

@@ -15,6 +15,8 @@ from .client.errors import InvalidInputError
 __all__ = ["ConnectionLike", "Settings"]
 
 _METHODS = ("client_secret_post", "client_secret_basic", "private_key_jwt")
+# What Airflow's API shows in place of a secret, and of every field with a name like one.
+_MASK = "***"
 
 
 class ConnectionLike(Protocol):
@@ -82,6 +84,11 @@ class Settings:
         """
         extra = _given(connection.extra_dejson)
         conn_id = str(connection.conn_id)
+        for name, value in {"password": connection.password, **extra}.items():
+            if value == _MASK:
+                raise InvalidInputError(
+                    name, f"is Airflow's mask {_MASK}, not a value; enter it anew (connection {conn_id})."
+                )
         method = str(extra.get("token_auth_method", "client_secret_post"))
         if method not in _METHODS:
             raise InvalidInputError(

@@ -12,6 +12,7 @@ from importlib.resources import files
 
 import jsonschema
 import pytest
+from airflow._shared.secrets_masker import should_hide_value_for_key
 
 from airflow_hpc_provider.provider_info import get_provider_info
 
@@ -103,6 +104,13 @@ def test_extra_field_is_optional_and_described_with_an_example(name):
 @pytest.mark.parametrize("name", FIELDS)
 def test_extra_field_is_masked_if_and_only_if_secret(name):
     assert (FIELDS[name]["schema"].get("format") == "password") == (name == "access_token")
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_form_fills_in_no_mask_of_its_own(name):
+    # What Airflow masks by its name it masks also as a default, and the form stores what it shows.
+    if should_hide_value_for_key(name):
+        assert "default" not in FIELDS[name]["schema"]
 
 
 def test_extra_fields_are_those_of_the_documentation():

@@ -56,6 +56,13 @@ def test_null_and_empty_mean_missing(empty):
     assert read(dict.fromkeys(EXTRA_FIELDS, empty), port=empty, schema=empty) == read()
 
 
+@pytest.mark.parametrize("name", ["password", "token_url", "token_auth_method", "access_token"])
+def test_a_mask_of_airflow_is_no_value(name):
+    masked = {"password": "***"} if name == "password" else {"extra": {name: "***"}}
+    said = f"{name}: is Airflow's mask ***, not a value; enter it anew (connection hpc)."
+    assert str(refused(**masked)) == said
+
+
 def test_everything_is_read():
     extra = {
         "scope": "openid jobs",
