@@ -33,6 +33,11 @@ FOLDERS = {
     "examples": Path(__file__).parents[1] / "dags_examples",
 }
 
+# What Airflow consists of, here and in docker-compose.yaml.
+COMPONENTS = ("api-server", "dag-processor", "scheduler", "triggerer")
+# Of docker-compose.yaml: it brings the database up to date, makes the admin's password known, and serves.
+API_SERVER = Path(__file__).parents[1] / ".docker" / "start" / "api-server.sh"
+
 # How soon Airflow notices that something died; by default that takes half a minute and more.
 QUICK = {
     "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "2",
@@ -296,10 +301,17 @@ class Airflow:
         self._postgres = Postgres(self.logs)
         port = closed_port()
         self.url = f"http://127.0.0.1:{port}"
+        #: Of the user ``admin``.
+        self.password = secrets.token_hex(16)
         self.environment = self._environment(port)
         nowhere = gateway.connection() | {"host": f"http://127.0.0.1:{closed_port()}"}
         reaches_nothing = {airflow_home.CONNECTION: json.dumps(nowhere)}
-        self.api_server = self._component("api-server")
+        self.api_server = Process(
+            "api-server",
+            ["bash", str(API_SERVER)],
+            self.environment | {"AIRFLOW_ADMIN_PASSWORD": self.password, "LOGNAME": "api-server"},
+            self.logs,
+        )
         self.scheduler = self._component("scheduler", "--skip-serve-logs")
         self.dag_processor = self._component("dag-processor", **reaches_nothing)
         self.triggerers = [
@@ -331,12 +343,16 @@ class Airflow:
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__FERNET_KEY": urlsafe_b64encode(os.urandom(32)).decode(),
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.home / "passwords.json"),
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._postgres.url,
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
             airflow_home.CONNECTION: json.dumps(self.gateway.connection()),
             "AIRFLOW_CONN_HPC_PATIENT": json.dumps(self.gateway.connection(timeout=300)),
+            # The start-up file calls Airflow by its name.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONUNBUFFERED": "1",
             "PYTHONWARNINGS": "default",
         }
@@ -358,11 +374,10 @@ class Airflow:
     def start(self) -> Self:
         try:
             self._postgres.start()
-            migration = self._component("db", "migrate", name="db-migrate")
-            assert migration.run(timeout=180), migration.tail()
-            for component in self.components:
+            self.api_server.start()
+            until(self._answers, 240, self.tails)
+            for component in self.components[1:]:
                 component.start()
-            until(self._answers, 120, self.tails)
             until(self._healthy, 120, self.tails)
         except BaseException:
             self.stop()
@@ -386,9 +401,10 @@ class Airflow:
         self.stop()
 
     def _answers(self) -> bool:
-        self._all_alive()
+        assert self.api_server.alive, self.api_server.tail()
         with contextlib.suppress(httpx.TransportError):
-            token = self._api.get("/auth/token").raise_for_status().json()["access_token"]
+            said = self._api.post("/auth/token", json={"username": "admin", "password": self.password})
+            token = said.raise_for_status().json()["access_token"]
             self._api.headers["authorization"] = f"Bearer {token}"
             return True
         return False

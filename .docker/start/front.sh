@@ -2,6 +2,8 @@
 # TLS for everything that secrets travel to: the provider talks plain HTTP to its own machine only.
 set -euo pipefail
 ca=${FRONT_CA:-/ca}
+# Where it listens; unset: everywhere. Its container publishes no port.
+at=${FRONT_ADDRESS:+$FRONT_ADDRESS:}
 
 # A throw-away authority at each start; its key is gone before anything listens.
 umask 077
@@ -26,19 +28,19 @@ key = $keys/front.key
 delay = yes
 
 [gateway]
-accept = 8443
+accept = ${at}8443
 connect = ${GATEWAY:-gateway:8000}
 
 [firecrest]
-accept = 8444
+accept = ${at}8444
 connect = ${FIRECREST:-firecrest:5000}
 
 [firecrest-token]
-accept = 8445
+accept = ${at}8445
 connect = ${FIRECREST_TOKEN:-keycloak:8080}
 
 [firecrest-storage]
-accept = 9444
+accept = ${at}9444
 connect = ${FIRECREST_STORAGE:-minio:9000}
 CONF
 exec stunnel4 "$keys/stunnel.conf"

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
+import live_airflow
 import pytest
 import yaml
 
@@ -58,8 +59,8 @@ def test_follows_the_compose_specification():
 
 def test_has_the_services_of_an_airflow_installation_and_both_gateways():
     default = {name for name, service in SERVICES.items() if "profiles" not in service}
-    airflow = {"api-server", "scheduler", "dag-processor", "triggerer", "worker"}
-    assert default == {"postgres", "redis", "gateway", "front"} | airflow
+    airflow = {"api-server", "scheduler", "dag-processor", "triggerer"}
+    assert default == {"postgres", "gateway", "front"} | airflow
     assert {name for name in SERVICES if SERVICES[name].get("profiles") == ["firecrest"]} == set(
         SERVICES
     ) - default
@@ -100,10 +101,10 @@ def test_ports_are_published_on_loopback_only(name):
         assert port.startswith("127.0.0.1:")
 
 
-def test_jobs_cannot_reach_database_and_broker():
+def test_jobs_cannot_reach_the_database():
     hpc = {name for name, service in SERVICES.items() if "hpc" in service["networks"]}
     assert {"gateway", "cluster"} <= hpc
-    assert not {"postgres", "redis"} & hpc
+    assert "postgres" not in hpc
 
 
 def test_every_dependency_and_volume_exists():
@@ -192,7 +193,7 @@ def test_firecrest_knows_the_client_of_the_realm():
 @pytest.mark.parametrize(
     ("variable", "gateway"), [("AIRFLOW_CONN_HPC_DEFAULT", "8443"), ("AIRFLOW_CONN_HPC_FIRECREST", "8444")]
 )
-@pytest.mark.parametrize("name", ["api-server", "triggerer", "worker"])
+@pytest.mark.parametrize("name", ["api-server", "scheduler", "triggerer"])
 def test_connection_is_one_that_the_provider_accepts(name, variable, gateway):
     from airflow.sdk import Connection
 
@@ -210,7 +211,7 @@ def test_connection_is_one_that_the_provider_accepts(name, variable, gateway):
 
 def test_front_listens_where_the_connections_point():
     script = (ROOT / ".docker/start/front.sh").read_text()
-    listening = set(re.findall(r"^accept = (\d+)$", script, re.MULTILINE))
+    listening = set(re.findall(r"^accept = \$\{at\}(\d+)$", script, re.MULTILINE))
     firecrest = (ROOT / ".docker/firecrest/firecrest.yaml").read_text()
     asked = set(re.findall(r"https://front:(\d+)", TEXT + firecrest))
     asked |= set(re.findall(r'"https://front", "port": (\d+)', TEXT))
@@ -222,7 +223,7 @@ def test_token_is_asked_for_where_the_embedded_gateway_gives_it():
 
     connection = json.loads(
         interpolate(
-            SERVICES["worker"]["environment"]["AIRFLOW_CONN_HPC_DEFAULT"], dict.fromkeys(EXAMPLE, "x")
+            SERVICES["scheduler"]["environment"]["AIRFLOW_CONN_HPC_DEFAULT"], dict.fromkeys(EXAMPLE, "x")
         )
     )
     assert connection["extra"]["token_url"] == f"https://front:8443{TOKEN_PATH}"
@@ -237,6 +238,15 @@ def test_command_names_a_start_up_file_or_airflow(name):
         assert (ROOT / ".docker/start" / Path(script).name).is_file()
     elif "build" in SERVICES[name]:
         assert command[0] == "airflow"
+
+
+def test_what_it_starts_of_airflow_is_what_the_tests_of_a_running_airflow_start():
+    commands = {name: words(SERVICES[name]["command"]) for name in live_airflow.COMPONENTS}
+    assert commands.pop("api-server") == ["bash", f"/opt/start/{live_airflow.API_SERVER.name}"]
+    assert commands == {name: ["airflow", name] for name in commands}
+    assert {name for name, one in SERVICES.items() if one["image"].startswith("airflow-hpc/airflow")} == set(
+        live_airflow.COMPONENTS
+    )
 
 
 @pytest.mark.parametrize("command", [*airflow_commands()])
