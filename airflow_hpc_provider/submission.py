@@ -276,7 +276,7 @@ def settle(
     :return: the job that the task stands for, and what was seen of it, if it can be seen by its name yet
     :raises HpcError: the gateway could not be asked
     """
-    found = _by_name(client, system, submission.name, since=submission.since)
+    found = _by_name(client, system, submission.name, since=submission.since, ours=submission.job_id)
     if found is None or found.job_id == submission.job_id:
         return submission, found
     if _number(found.job_id) > _number(submission.job_id):
@@ -317,11 +317,14 @@ def _known(
     return _by_name(client, system, name, since=record.at)
 
 
-def _by_name(client: Client, system: str, name: str, *, since: float | None = None) -> Job | None:
+def _by_name(
+    client: Client, system: str, name: str, *, since: float | None = None, ours: str | None = None
+) -> Job | None:
     """The earliest job of a name; later ones come of two tries that ran side by side, and are cancelled.
 
     :param since: epoch seconds before which no job can be meant: a DAG run that was deleted and made anew
         gives its jobs the names of the former one's
+    :param ours: id of the job that is looked for, if it is known
     """
     window = jobs.window_for(time.time() - since) if since else "24h"
     found = [
@@ -329,18 +332,36 @@ def _by_name(client: Client, system: str, name: str, *, since: float | None = No
         for job in client.send(jobs.listing(system, name=name, window=window))
         if not since or job.start is None or job.start.timestamp() >= since - _CLOCKS_DIFFER
     ]
-    twins = [twin for twin in found[1:] if not twin.state.final]
-    if twins:
-        # Running elements of an array are listed under raw ids too: they are no twins of it.
-        try:
-            own = client.send(jobs.ids(system, found[0].job_id))
-        except NotFoundError:
-            return found[0]
-        for twin in twins:
-            if twin.job_id not in own:
-                log.warning("Job %s has the same name as job %s: cancelled.", twin.job_id, found[0].job_id)
-                client.send(jobs.cancel(system, twin.job_id))
-    return found[0] if found else None
+    if not found or [job.job_id for job in found] == [ours]:
+        return found[0] if found else None
+    first, own = _whole(client, system, found[0], ours)
+    for twin in found if own else []:
+        if twin.job_id not in own and not twin.state.final:
+            log.warning("Job %s has the same name as job %s: cancelled.", twin.job_id, first.job_id)
+            client.send(jobs.cancel(system, twin.job_id))
+    return first
+
+
+def _whole(client: Client, system: str, job: Job, ours: str | None) -> tuple[Job, frozenset[str]]:
+    """The job, or the array that it is an element of, and all ids of that; none if it cannot be seen.
+
+    Running elements of an array are listed under raw ids, and for a while perhaps without their array.
+    """
+    own = _ids(client, system, job.job_id)
+    arrays = {job_id.partition("_")[0] for job_id in own if "_" in job_id} - {job.job_id}
+    if ours is not None and job.job_id != ours and job.job_id in _ids(client, system, ours):
+        arrays = {ours}
+    for array in arrays:
+        with contextlib.suppress(NotFoundError):
+            return client.send(jobs.get(system, array)), own | _ids(client, system, array)
+    return job, own
+
+
+def _ids(client: Client, system: str, job_id: str) -> frozenset[str]:
+    try:
+        return client.send(jobs.ids(system, job_id))
+    except NotFoundError:
+        return frozenset()
 
 
 def _send(

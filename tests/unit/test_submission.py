@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from airflow_hpc_provider.client import jobs
 from airflow_hpc_provider.client.auth import AccessToken
+from airflow_hpc_provider.client.calls import read_json
 from airflow_hpc_provider.client.errors import HpcError, JobError, RejectedError, WatchError
 from airflow_hpc_provider.client.jobs import JobSpec
 from airflow_hpc_provider.client.retry import RetryPolicy
@@ -576,6 +577,27 @@ def test_a_later_twin_is_cancelled_though_our_own_job_cannot_be_seen_by_its_name
     assert settled(task, ours) == (ours, None)
     assert task.all()[over] == "COMPLETED"
     assert task.all()[twin].startswith("CANCELLED")
+
+
+def test_an_element_of_our_own_array_is_no_twin_while_the_array_cannot_be_seen_by_its_name(task, gateway):
+    ours = Submission(job_id=task.by_hand(ARRAY), name=task.name(), since=time.time())
+    whole = replace(jobs.listing(task.system, name=ours.name), read=read_json)
+    until = time.monotonic() + 10
+    while True:
+        records = task.client.send(whole)["jobs"]
+        # An element that was started before the last one: it bears a raw id of its own.
+        others = [one for one in records if one["jobId"].isdigit() and one["jobId"] != ours.job_id]
+        if others:
+            break
+        assert time.monotonic() < until, "the array's elements have not shown up under raw ids"
+        time.sleep(0.02)
+    gateway.faults.respond(200, {"jobs": others}, on="jobs", times=2)
+    kept, seen = settled(task, ours)
+    assert (kept, seen.job_id) == (ours, ours.job_id)
+    # So it is for a try that does not know the id.
+    task.remember(script=ARRAY)
+    assert task.submit(ARRAY).job_id == ours.job_id
+    assert gateway.requests.count("cancel") == 0
 
 
 def test_a_job_alone_costs_one_request_to_settle(task, gateway):
