@@ -1,10 +1,52 @@
-"""What tests of staged transfers share: a store on disk, a keeper of it, and bytes."""
+"""What tests of staged transfers share: gateways on which little is large, keepers, and a client's ends."""
 
+import hashlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography.fernet import Fernet, InvalidToken
+
+from airflow_hpc_provider.client.retry import RetryPolicy
+from airflow_hpc_provider.devgateway import Gateway
+
+KIB = 1024
+#: A client's, whose tests have no time.
+POLICY = RetryPolicy(attempts=3, base=0.01)
+
+
+def digest(content: bytes) -> str:
+    """The sha256 of some bytes, as hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def transfer_jobs(gateway: Gateway, name: str) -> dict[str, str]:
+    """The state of each job of this name, by its id."""
+    return {
+        entry.base_id: entry.state.split()[0] for entry in gateway.scheduler.records() if entry.name == name
+    }
+
+
+@pytest.fixture
+def small_limits(make_gateway: Callable[..., Gateway], connect: Callable[..., None]) -> Gateway:
+    """A gateway on which little is large: files above 64 KiB are staged, in parts of 50 KB."""
+    gateway = make_gateway(max_ops_file_size=64 * KIB, max_part_size=50_000, ingress_poll=0.1)
+    connect(gateway)
+    return gateway
+
+
+@pytest.fixture
+def fernet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Airflow has a key to encrypt with."""
+    from airflow.sdk.crypto import get_fernet
+
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
+    get_fernet.cache_clear()
+    yield
+    monkeypatch.undo()
+    get_fernet.cache_clear()
 
 
 class DiskKeeper:

@@ -24,6 +24,7 @@ from .files import Stat
 from .jobs import Job, JobSpec
 from .moving import Pace
 from .session import Client
+from .streaming import check_streamer
 from .systems import System, user_info
 from .terms import Abandon, Begun, IfExists, Terms, Wait
 from .transfers import TransferJob
@@ -116,18 +117,29 @@ def given_up(
 
 
 def needs_staging(
-    system: System, name: str, size: int, *, what: str, limit: int, account: str | None
+    system: System,
+    name: str,
+    size: int,
+    *,
+    what: str,
+    limit: int,
+    account: str | None,
+    streams: bool = False,
 ) -> None:
-    """Refuse what the system cannot stage, before a job is started for it."""
-    if system.transfer_method != "s3":
-        how = (
-            f"stages by {system.transfer_method}, which is not supported"
-            if system.transfer_method
-            else "has no staging"
-        )
+    """Refuse what the system cannot stage, before a job is started for it.
+
+    :param streams: a stream of the whole file will do
+    """
+    method = system.transfer_method
+    if method == "streamer" and streams:
+        check_streamer(system.name, name, size, system.max_stream_bytes if what == "uploads" else None)
+    elif method != "s3":
+        why = "gives no parts of a file" if method == "streamer" else "is not supported"
+        how = f"stages by {method}, which {why}" if method else "has no staging"
         raise InvalidInputError(
             "remote_path",
-            f"{name} has {size} bytes; system {system.name} {how}, so {what} end at {limit} bytes.",
+            f"{name} has {size} bytes; system {system.name} {how}, so {what} end at {limit} bytes. "
+            "Split or compress the file, use another system, or ask the site for staging by S3.",
         )
     if system.needs_account and not account:
         raise InvalidInputError(
@@ -262,13 +274,24 @@ def sweep(side: Side, begun: Begun) -> None:
         elif there is not None:
             client.send(files.remove(system.name, landing, missing_ok=True))
             log.info("The bad copy %s on system %s is removed.", landing, system.name)
-        # The job joins pieces that it fetches one by one; it tells which one failed, and leaves it.
-        told = client.send(files.tail(system.name, begun.job.error_log, lines=5))
-        told += client.send(files.tail(system.name, begun.job.output_log, lines=5))
-        if piece := re.search(r"Download failed: part (\d+)", told):
-            client.send(files.remove(system.name, f"{landing}.{piece[1]}", missing_ok=True))
+        for piece in _pieces(side, begun, landing):
+            client.send(files.remove(system.name, piece, missing_ok=True))
     except HpcError as error:
         log.warning("What is left of %s on system %s could not be removed: %s", landing, system.name, error)
+
+
+def _pieces(side: Side, begun: Begun, landing: str) -> list[str]:
+    """What is left of the pieces that the job joins; no file of such a name that is older than the job."""
+    job = side.job_state(begun.job)
+    if job is None or job.start is None:
+        return []
+    since = int(job.start.timestamp())
+    above, _, name = landing.rpartition("/")
+    names = {f"{name}.{number}" for number in range(1, begun.parts + 1)}
+    entries = side.client.send(files.listing(side.system.name, above or "/", hidden=True))
+    found = [f"{above}/{entry.name}" for entry in entries if entry.name in names]
+    seen = ((path, None if begun.landing else side.stat(path)) for path in found)
+    return [path for path, stat in seen if stat is None or stat.modified >= since]
 
 
 def compare_size(system: System, path: str, there: int, here: int) -> None:

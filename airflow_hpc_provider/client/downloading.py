@@ -30,6 +30,7 @@ from .places import Sink
 from .progress import amount
 from .spans import Spans
 from .storage import UrlExpiredError
+from .streamed import stream_down
 from .terms import Begun, Moved, Wait
 from .transfers import DownloadPlan
 
@@ -51,9 +52,9 @@ class Download:
         self._name = f"down {side.system.name} {source} {sink.name}"
         self._journal = Journal(side.keeper, self._name)
 
-    def begin(self) -> Moved | Begun:
+    def begin(self, stat: Stat | None = None) -> Moved | Begun:
         side, system = self._side, self._side.system
-        stat = side.client.send(files.stat(system.name, self._source, dereference=True))
+        stat = stat or side.client.send(files.stat(system.name, self._source, dereference=True))
         if stat.is_directory:
             raise InvalidInputError(
                 "remote_path",
@@ -64,8 +65,17 @@ class Download:
         if stat.size <= system.max_direct_download_bytes and (moved := self._direct(stat)):
             return moved
         limit = system.max_direct_download_bytes
-        needs_staging(system, self._source, stat.size, what="downloads", limit=limit, account=side.account)
-        return self._adopted(stat) or self._stage(stat)
+        needs_staging(
+            system,
+            self._source,
+            stat.size,
+            what="downloads",
+            limit=limit,
+            account=side.account,
+            streams=True,
+        )
+        adopted = self._adopted(stat)
+        return self._streamed(stat) if system.transfer_method == "streamer" else adopted or self._stage(stat)
 
     def finish(self, begun: Begun, ended: Job, wait: Wait) -> Moved:
         side, sink = self._side, self._sink
@@ -136,6 +146,21 @@ class Download:
             raise
         return Moved(path=self._source, size=len(content), sha256=digest, staged=False, verified=verified)
 
+    def _streamed(self, stat: Stat) -> Moved:
+        """All of it at once: a stream cannot be gone on with."""
+
+        def note(begun: Begun) -> None:
+            self._note(begun, Delivery(begun.size), None)
+
+        try:
+            moved = stream_down(self._side, self._source, stat, self._sink, name=self._name, note=note)
+        except BaseException as error:
+            if self._side.abandon(error):
+                self._journal.forget(1)
+            raise
+        self._journal.forget(1)
+        return moved
+
     def _stage(self, stat: Stat, delivery: Delivery | None = None) -> Begun:
         side = self._side
         call = transfers.start_download(side.system.name, self._source, account=side.account)
@@ -192,7 +217,12 @@ class Download:
             )
             try:
                 return begun, fetch_ranges(
-                    url, sink, delivery, pace=side.pace, saved=partial(self._save, begun, delivery)
+                    url,
+                    sink,
+                    delivery,
+                    pace=side.pace,
+                    trust=side.client.storage_trust,
+                    saved=partial(self._save, begun, delivery),
                 )
             except UrlExpiredError as error:
                 if renewal == _RENEWALS:

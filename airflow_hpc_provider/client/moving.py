@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +21,13 @@ from functools import partial
 
 from .errors import TransferError
 from .lanes import Lanes
-from .places import Sink, Source
+from .places import LocalSource, Sink, Source
 from .progress import Progress
 from .retry import RetryPolicy
 from .spans import Span, Spans, cut
-from .storage import Fetched, Storage
+from .storage import Fetched, Piece, Storage
 from .transfers import parts
+from .wire import Slice
 
 __all__ = ["Delivery", "Pace", "fetch_ranges", "send_parts"]
 
@@ -33,8 +35,10 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 1024 * 1024
 # Ranges of a download: large ones need few requests, small ones let all connections end together.
-_LARGEST = 32 * 1024 * 1024
-_SMALLEST = 1024 * 1024
+_LARGEST = 128 * 1024 * 1024
+_SMALLEST = 8 * 1024 * 1024
+# Fewer bytes are not worth a connection of their own.
+_SHARE = 1024 * 1024
 # Of a stream each connection holds its range until that one's turn; this many bytes in all.
 _HELD = 32 * 1024 * 1024
 _TICK = 0.5
@@ -195,17 +199,22 @@ class _Sending(_Crew):
             self._tags[index] = self._storage.put(self._urls[index], partial(self._read, index), length, what)
             self.lanes.tell()
 
-    def _read(self, index: int) -> Iterator[bytes]:
+    def _read(self, index: int) -> Iterator[Piece | Slice]:
         """The bytes of one part."""
-        at, length = self._cuts[index]
-        end = at + length
+        at, size = self._cuts[index]
+        end = at + size
         counts = index not in self._tags
         self.count(-self._sent.pop(index, 0))
         while at < end:
             self.lanes.check()
-            chunk = self._piece(at, end)
-            if not self._source.rereadable:
-                self._pass(at, chunk)
+            chunk: bytes | Slice
+            if isinstance(self._source, LocalSource):
+                length = min(_CHUNK, end - at)
+                chunk = Slice(self._source.name, self._source.fileno(), at, length)
+            else:
+                chunk = self._piece(at, end)
+                if not self._source.rereadable:
+                    self._pass(at, chunk)
             at += len(chunk)
             if counts:
                 self._sent[index] = self._sent.get(index, 0) + len(chunk)
@@ -249,6 +258,7 @@ def send_parts(
     complete_url: str,
     tags: dict[int, str],
     pace: Pace,
+    trust: ssl.SSLContext | None = None,
     again: bool = False,
     saved: Callable[[Mapping[int, str]], None] = lambda _: None,
 ) -> str:
@@ -260,12 +270,13 @@ def send_parts(
     :param complete_url: presigned URL that joins the parts
     :param tags: tag of each part that the storage has, by its index; filled on the way
     :param pace: how fast, and whom to tell
+    :param trust: whose certificates are good; see :attr:`.session.Client.storage_trust`
     :param again: an earlier try may have joined them
     :param saved: called in this thread with all tags whenever there are more
     :raises UrlExpiredError: a URL is too old
     :raises TransferError: the storage did not take it, or the source changed
     """
-    with Storage(policy=pace.policy) as storage:
+    with Storage(trust=trust, policy=pace.policy) as storage:
         sending = _Sending(
             source, urls, part_size=part_size, tags=tags, saved=saved, storage=storage, pace=pace
         )
@@ -296,9 +307,11 @@ class _Fetching(_Crew):
         self._saved = saved
         self._last = self._began
         gaps = delivery.spans.gaps(size)
-        self._lanes = max(1, min(pace.connections, -(-sum(end - at for at, end in gaps) // _SMALLEST)))
+        missing = sum(end - at for at, end in gaps)
+        self._lanes = max(1, min(pace.connections, -(-missing // _SHARE)))
         largest = _HELD // self._lanes if sink.in_order else _LARGEST
-        self._todo = cut(gaps, lanes=self._lanes, largest=largest, smallest=_SMALLEST)
+        smallest = min(_SMALLEST, -(-missing // self._lanes))
+        self._todo = cut(gaps, lanes=self._lanes, largest=largest, smallest=smallest)
         self._first_asked = False
 
     def move(self) -> str:
@@ -318,6 +331,7 @@ class _Fetching(_Crew):
         self.say()
 
     def _lane(self) -> None:
+        buffer = bytearray(min(_CHUNK, self._size))
         while True:
             with self._lock:
                 span = next(self._todo, None)
@@ -328,11 +342,11 @@ class _Fetching(_Crew):
                 # The first answer tells which object this is; all others must be of the same.
                 self.lanes.wait_until(lambda: self._delivery.etag is not None)
             if self._sink.in_order:
-                self._hold(span)
+                self._hold(span, buffer)
             else:
-                self._write(span)
+                self._write(span, buffer)
 
-    def _fetch(self, span: Span, take: Callable[[bytes], None]) -> None:
+    def _fetch(self, span: Span, take: Callable[[Piece], None], buffer: bytearray) -> None:
         start, end = span
         what = f"fetch bytes {start} to {end} of {self._sink.name} from the staging storage"
         self._storage.fetch(
@@ -341,6 +355,7 @@ class _Fetching(_Crew):
             end,
             what=what,
             take=take,
+            buffer=buffer,
             etag=lambda: self._delivery.etag or None,
             seen=self._seen,
         )
@@ -355,43 +370,36 @@ class _Fetching(_Crew):
             self._delivery.etag = object_.etag or ""
             self.lanes.tell()
 
-    def _write(self, span: Span) -> None:
-        """Write what comes at once, in pieces of some size."""
-        at, pending = span[0], bytearray()
+    def _write(self, span: Span, buffer: bytearray) -> None:
+        """Write what comes at once: before a failure too, so that it need not come again."""
+        at = span[0]
 
-        def flush() -> None:
+        def take(piece: Piece) -> None:
             nonlocal at
-            self._sink.write_at(at, pending)
-            with self._lock:
-                self._delivery.spans.add(at, at + len(pending))
-                self._done += len(pending)
-            at += len(pending)
-            pending.clear()
-            self.lanes.tell()
-
-        def take(chunk: bytes) -> None:
             self.lanes.check()
-            pending.extend(chunk)
-            if len(pending) >= _CHUNK:
-                flush()
+            self._sink.write_at(at, piece)
+            with self._lock:
+                ready = self._delivery.spans.prefix
+                self._delivery.spans.add(at, at + len(piece))
+                self._done += len(piece)
+                more = self._delivery.spans.prefix > ready
+            at += len(piece)
+            # Only who hashes waits for this; waking everybody for each piece costs more than it looks.
+            if more:
+                self.lanes.tell()
 
-        try:
-            self._fetch(span, take)
-        finally:
-            # What came before a failure need not come again.
-            if pending:
-                flush()
+        self._fetch(span, take, buffer)
 
-    def _hold(self, span: Span) -> None:
+    def _hold(self, span: Span, buffer: bytearray) -> None:
         """Fetch a range, and hand it on when all before it has been."""
         held = bytearray()
 
-        def take(chunk: bytes) -> None:
+        def take(piece: Piece) -> None:
             self.lanes.check()
-            held.extend(chunk)
-            self.count(len(chunk))
+            held.extend(piece)
+            self.count(len(piece))
 
-        self._fetch(span, take)
+        self._fetch(span, take, buffer)
         self.lanes.wait_until(lambda: self._hashed == span[0])
         self._digest.update(held)
         self._sink.write_at(span[0], held)
@@ -425,6 +433,7 @@ def fetch_ranges(
     delivery: Delivery,
     *,
     pace: Pace,
+    trust: ssl.SSLContext | None = None,
     saved: Callable[[], None] = lambda: None,
 ) -> str:
     """Download what is missing of an object, and return the sha256 of all of it.
@@ -433,9 +442,10 @@ def fetch_ranges(
     :param sink: started, and with what is there already
     :param delivery: what is there already; kept up to date
     :param pace: how fast, and whom to tell
+    :param trust: whose certificates are good; see :attr:`.session.Client.storage_trust`
     :param saved: called in this thread now and then, to write ``delivery`` down
     :raises UrlExpiredError: the URL is too old
     :raises TransferError: the storage did not give it, or it changed
     """
-    with Storage(policy=pace.policy) as storage:
+    with Storage(trust=trust, policy=pace.policy) as storage:
         return _Fetching(url, sink, delivery, saved=saved, storage=storage, pace=pace).move()

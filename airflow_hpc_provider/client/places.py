@@ -147,6 +147,10 @@ class LocalSource:
         """Path, inode, size and time."""
         return f"{self._path.absolute()} {' '.join(map(str, _identity(self._stat)))}"
 
+    def fileno(self) -> int:
+        """Descriptor of the open file, for who can send from it."""
+        return self._file.fileno()
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Read, without moving anybody else's position."""
         try:

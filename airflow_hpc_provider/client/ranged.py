@@ -50,7 +50,7 @@ class StagedFile:
         self._path = path
         self._wait = wait
         self._account = account
-        self._storage = Storage(policy=policy)
+        self._storage = Storage(trust=client.storage_trust, policy=policy)
         self._storage.__enter__()
         weakref.finalize(self, self._storage.__exit__, None, None, None)
         self._lock = threading.Lock()

@@ -30,7 +30,7 @@ from .errors import (
 from .redact import guard_logs, redact
 from .retry import RateBudget, RetryPolicy
 
-__all__ = ["AsyncClient", "Client", "Observer", "Sent", "exchange"]
+__all__ = ["AsyncClient", "Client", "Observer", "Sent", "exchange", "storage_trust", "why_lost"]
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _unreachable(call: Call[T], error: httpx.TransportError) -> HpcError:
         url, for_token = error.request.url, TOKEN_REQUEST in error.request.extensions
     except RuntimeError:  # the error knows no request
         url, for_token = httpx.URL("https://gateway"), False
-    words, passing = _words(error, url)
+    words, passing = why_lost(error, url)
     if for_token:
         return TokenUnavailableError(
             f"Could not {call.doing}: no access token: token endpoint: {words}", transient=passing
@@ -124,8 +124,11 @@ def _unreachable(call: Call[T], error: httpx.TransportError) -> HpcError:
     return UnreachableError(call.doing, words, sent=not isinstance(error, _UNSENT), transient=passing)
 
 
-def _words(error: httpx.TransportError, url: httpx.URL) -> tuple[str, bool]:
-    """Why there is no answer, and whether a later try can help."""
+def why_lost(error: httpx.TransportError, url: httpx.URL) -> tuple[str, bool]:
+    """Why there is no answer, and whether a later try can help.
+
+    :param url: what was asked for; the words name its host only
+    """
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
         causes.append(cause)
@@ -151,13 +154,25 @@ def _timeout(seconds: float) -> httpx.Timeout:
 def _tls(ca_bundle: str | None) -> ssl.SSLContext:
     """Trust of one CA bundle (None: certifi's, or SSL_CERT_FILE's); loading it takes tens of milliseconds."""
     if ca_bundle is None:
-        return httpx.create_ssl_context()
+        return storage_trust()
     try:
         return ssl.create_default_context(cafile=ca_bundle)
     except OSError as error:  # no such file, or no certificates in it
         raise InvalidInputError(
             "ca_bundle", f"{ca_bundle} is no file of CA certificates: {error}."
         ) from error
+
+
+@functools.lru_cache(maxsize=16)
+def storage_trust(ca_bundle: str | None = None) -> ssl.SSLContext:
+    """Trust of the usual CAs and of a bundle's: a storage may be the centre's own, or anybody's.
+
+    :param ca_bundle: file of CA certificates
+    """
+    context = httpx.create_ssl_context()
+    if ca_bundle is not None:
+        context.load_verify_locations(cafile=ca_bundle)
+    return context
 
 
 class _Base:
@@ -192,6 +207,12 @@ class _Base:
         self._budget = budget or RateBudget()
         self._observe = observe
         self._options: dict[str, Any] = {"timeout": _timeout(timeout), "verify": _tls(ca_bundle)}
+        self._ca_bundle = ca_bundle
+
+    @property
+    def storage_trust(self) -> ssl.SSLContext:
+        """What TLS with the staging storage trusts: the usual CAs, and those of ``ca_bundle``."""
+        return storage_trust(self._ca_bundle)
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
         request = http.build_request(

@@ -3,20 +3,25 @@
 A staged transfer has two halves with a job of the system between them, and each may be another process's:
 ``begin_upload`` moves the bytes to the storage, the job writes them to the system, ``finish_upload`` looks
 whether they arrived; ``begin_download`` lets the job stage the file, ``finish_download`` fetches it.
-``upload_file`` and ``download_file`` do both and wait between them.
+``upload_file`` and ``download_file`` do both and wait between them. Where a system has the streamer in place
+of S3, there are no halves: what begins such a transfer ends it, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
-from . import files
+from . import files, jobs
 from .arrival import Side, cancel_transfer, check_transfer_job, given_up, move, sweep, verify
 from .checkpoint import Journal, Keeper
 from .downloading import Download
-from .errors import NotFoundError, TransferError
+from .errors import HpcError, NotFoundError, TransferError
+from .files import Stat
 from .jobs import Job
 from .moving import Pace
 from .paths import remote_path
@@ -30,6 +35,7 @@ __all__ = [
     "Abandon",
     "Begun",
     "IfExists",
+    "Means",
     "Moved",
     "Pace",
     "Terms",
@@ -41,74 +47,61 @@ __all__ = [
     "download_file",
     "finish_download",
     "finish_upload",
+    "remove_unfinished",
     "upload_file",
 ]
 
+log = logging.getLogger(__name__)
+
 _PERMISSIONS = 0o777
+# A job that was cancelled may write for so many seconds more.
+_DIES_WITHIN = 5.0
 
 
 def _always(_: BaseException) -> bool:
     return True
 
 
-def upload_file(
-    client: Client,
-    system: System,
-    source: Source | Path,
-    target: str,
-    *,
-    wait: Wait,
-    account: str | None = None,
-    terms: Terms | None = None,
-    keeper: Keeper | None = None,
-    abandon: Abandon = _always,
-    pace: Pace | None = None,
-) -> Moved:
-    """Copy a file to a system.
+class Means(TypedDict, total=False):
+    """Keywords that all functions here take.
 
-    :param source: what to copy; closed at the end
-    :param target: absolute path of the file to make; its directory must be there
-    :param wait: waits for a job of this id and returns its last record
     :param account: account for the transfer job of a large file
     :param terms: how
     :param keeper: where a large transfer is written down, so that another process can go on with it
     :param abandon: asked when an error ends the transfer: whether to cancel its job and remove what is
         unfinished; else both are left for another try
     :param pace: how fast, and whom to tell; its ``connections`` are those of ``terms``
+    """
+
+    account: str | None
+    terms: Terms | None
+    keeper: Keeper | None
+    abandon: Abandon
+    pace: Pace | None
+
+
+def upload_file(
+    client: Client, system: System, source: Source | Path, target: str, *, wait: Wait, **means: Unpack[Means]
+) -> Moved:
+    """Copy a file to a system.
+
+    :param source: what to copy; closed at the end
+    :param target: absolute path of the file to make; its directory must be there
+    :param wait: waits for a job of this id and returns its last record
+    :param means: see :class:`Means`
     :raises InvalidInputError: the local file is none, or too large for a system without staging
     :raises TransferError: what arrived is not what was sent
     """
-    begun = begin_upload(
-        client,
-        system,
-        source,
-        target,
-        account=account,
-        terms=terms,
-        keeper=keeper,
-        abandon=abandon,
-        pace=pace,
-    )
+    begun = begin_upload(client, system, source, target, **means)
     if isinstance(begun, Moved):
         return begun
-    with given_up(client, begun.job, abandon):
+    with given_up(client, begun.job, means.get("abandon", _always)):
         ended = wait(begun.job.job_id)
-    return finish_upload(
-        client, system, begun, ended, wait=wait, account=account, terms=terms, keeper=keeper, abandon=abandon
-    )
+    return finish_upload(client, system, begun, ended, wait=wait, **means)
 
 
 def begin_upload(
-    client: Client,
-    system: System,
-    source: Source | Path,
-    target: str,
-    *,
-    account: str | None = None,
-    terms: Terms | None = None,
-    keeper: Keeper | None = None,
-    abandon: Abandon = _always,
-    pace: Pace | None = None,
+    client: Client, system: System, source: Source | Path, target: str, **means: Unpack[Means]
 ) -> Moved | Begun:
     """Bring the bytes on their way: to the system if they are few, else to the storage.
 
@@ -117,31 +110,24 @@ def begin_upload(
     :return: what was moved, if nothing is left to do; else what to wait for
     """
     path = remote_path(target, "remote_path")
-    side = _side(client, system, account=account, terms=terms, keeper=keeper, abandon=abandon, pace=pace)
+    side = _side(client, system, **means)
     opened = LocalSource(source) if isinstance(source, Path) else source
     with contextlib.closing(opened):
         return Upload(side, opened, path).begin()
 
 
 def finish_upload(
-    client: Client,
-    system: System,
-    begun: Begun,
-    ended: Job,
-    *,
-    wait: Wait,
-    account: str | None = None,
-    terms: Terms | None = None,
-    keeper: Keeper | None = None,
-    abandon: Abandon = _always,
+    client: Client, system: System, begun: Begun, ended: Job, *, wait: Wait, **means: Unpack[Means]
 ) -> Moved:
     """Look whether the job has written what was sent; a bad copy is removed.
 
-    :param begun: what :func:`begin_upload` gave
+    :param begun: what :func:`begin_upload` gave, perhaps to another process
     :param ended: last record of its job
+    :param wait: waits for another job that this may need
+    :param means: see :class:`Means`
     """
-    side = _side(client, system, account=account, terms=terms, keeper=keeper, abandon=abandon, pace=None)
-    journal = Journal(keeper, begun.name)
+    side = _side(client, system, **means)
+    journal = Journal(side.keeper, begun.name)
     try:
         check_transfer_job(client, begun.job, ended)
         verified, seen = verify(
@@ -162,60 +148,24 @@ def finish_upload(
 
 
 def download_file(
-    client: Client,
-    system: System,
-    source: str,
-    sink: Sink | Path,
-    *,
-    wait: Wait,
-    account: str | None = None,
-    terms: Terms | None = None,
-    keeper: Keeper | None = None,
-    abandon: Abandon = _always,
-    pace: Pace | None = None,
+    client: Client, system: System, source: str, sink: Sink | Path, *, wait: Wait, **means: Unpack[Means]
 ) -> Moved:
     """Copy a file from a system; it appears under its name when it is complete and verified.
 
     :param source: absolute path on the system
     :param sink: where it goes to; of a path, the directory must be there
     :param wait: waits for a job of this id and returns its last record
-    :param account: account for the transfer job of a large file
-    :param terms: how
-    :param keeper: where a large transfer is written down, so that another process can go on with it
-    :param abandon: see :func:`upload_file`
-    :param pace: how fast, and whom to tell; its ``connections`` are those of ``terms``
+    :param means: see :class:`Means`
     :raises NotFoundError: there is no such file
     :raises TransferError: what arrived is not what is there
     """
     target = LocalSink(sink) if isinstance(sink, Path) else sink
-    begun = begin_download(
-        client,
-        system,
-        source,
-        target,
-        account=account,
-        terms=terms,
-        keeper=keeper,
-        abandon=abandon,
-        pace=pace,
-    )
+    begun = begin_download(client, system, source, target, **means)
     if isinstance(begun, Moved):
         return begun
-    with given_up(client, begun.job, abandon):
+    with given_up(client, begun.job, means.get("abandon", _always)):
         ended = wait(begun.job.job_id)
-    return finish_download(
-        client,
-        system,
-        begun,
-        ended,
-        target,
-        wait=wait,
-        account=account,
-        terms=terms,
-        keeper=keeper,
-        abandon=abandon,
-        pace=pace,
-    )
+    return finish_download(client, system, begun, ended, target, wait=wait, **means)
 
 
 def begin_download(
@@ -224,21 +174,19 @@ def begin_download(
     source: str,
     sink: Sink | Path,
     *,
-    account: str | None = None,
-    terms: Terms | None = None,
-    keeper: Keeper | None = None,
-    abandon: Abandon = _always,
-    pace: Pace | None = None,
+    stat: Stat | None = None,
+    **means: Unpack[Means],
 ) -> Moved | Begun:
     """Fetch a small file; let a job stage a large one.
 
-    Parameters are those of :func:`download_file`.
+    Other parameters are those of :func:`download_file`.
 
+    :param stat: how the file looks, if that was asked just now
     :return: what was moved, if nothing is left to do; else what to wait for
     """
     path = remote_path(source, "remote_path")
-    side = _side(client, system, account=account, terms=terms, keeper=keeper, abandon=abandon, pace=pace)
-    return Download(side, path, LocalSink(sink) if isinstance(sink, Path) else sink).begin()
+    side = _side(client, system, **means)
+    return Download(side, path, LocalSink(sink) if isinstance(sink, Path) else sink).begin(stat)
 
 
 def finish_download(
@@ -249,31 +197,44 @@ def finish_download(
     sink: Sink | Path,
     *,
     wait: Wait,
-    account: str | None = None,
-    terms: Terms | None = None,
-    keeper: Keeper | None = None,
-    abandon: Abandon = _always,
-    pace: Pace | None = None,
+    **means: Unpack[Means],
 ) -> Moved:
     """Fetch what the job has staged, verify it, and let it appear under its name.
 
     :param begun: what :func:`begin_download` gave, perhaps to another process
     :param ended: last record of its job
+    :param wait: waits for another job that this may need
+    :param means: see :class:`Means`
     """
-    side = _side(client, system, account=account, terms=terms, keeper=keeper, abandon=abandon, pace=pace)
+    side = _side(client, system, **means)
     target = LocalSink(sink) if isinstance(sink, Path) else sink
     return Download(side, begun.path, target).finish(begun, ended, wait)
+
+
+def remove_unfinished(client: Client, system: System, begun: Begun) -> None:
+    """Remove what the cancelled job of an upload has written; what was there before stays.
+
+    :param begun: the upload
+    """
+    until = time.monotonic() + _DIES_WITHIN
+    with contextlib.suppress(HpcError):
+        while not client.send(jobs.get(begun.job.system, begun.job.job_id)).state.final:
+            if time.monotonic() > until:
+                log.info("Job %s still ends.", begun.job.job_id)
+                break
+            time.sleep(0.5)
+    sweep(_side(client, system), begun)
 
 
 def _side(
     client: Client,
     system: System,
     *,
-    account: str | None,
-    terms: Terms | None,
-    keeper: Keeper | None,
-    abandon: Abandon,
-    pace: Pace | None,
+    account: str | None = None,
+    terms: Terms | None = None,
+    keeper: Keeper | None = None,
+    abandon: Abandon = _always,
+    pace: Pace | None = None,
 ) -> Side:
     terms = terms or Terms()
     pace = replace(pace or Pace(), connections=terms.connections)

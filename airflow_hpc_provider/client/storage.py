@@ -7,25 +7,31 @@ import contextlib
 import logging
 import re
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qsl, urlsplit
+from urllib.request import getproxies, proxy_bypass
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
 import httpx
 
 from .errors import TransferError
-from .redact import guard_logs, redact
+from .redact import guard_logs
 from .retry import RetryPolicy
+from .session import storage_trust, why_lost
+from .wire import Slice, Wire
 
-__all__ = ["Fetched", "Storage", "UrlExpiredError", "expires_at"]
+__all__ = ["Fetched", "Piece", "Storage", "UrlExpiredError", "expires_at"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+#: Some bytes of a part, as they are sent or fetched.
+Piece: TypeAlias = bytes | memoryview
 
 
 class UrlExpiredError(TransferError):
@@ -55,6 +61,9 @@ class Fetched:
 class Storage:
     """Sends parts and fetches ranges; safe to use from several threads.
 
+    It goes by :class:`~.wire.Wire`, or by httpx's own transport where the environment names a proxy.
+
+    :param trust: whose certificates are good; see :attr:`.session.Client.storage_trust`
     :param timeout: seconds that connecting, sending and each read may take
     :param policy: when to try a part again
     :param sleep: waits between two tries
@@ -63,11 +72,13 @@ class Storage:
     def __init__(
         self,
         *,
+        trust: ssl.SSLContext | None = None,
         timeout: float = 60.0,
         policy: RetryPolicy | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         guard_logs()
+        self._trust = trust or storage_trust()
         self._timeout = timeout
         self._policy = policy or RetryPolicy()
         self._sockets: list[Any] = []
@@ -76,9 +87,15 @@ class Storage:
 
     def __enter__(self) -> Self:
         """Open the connection pool."""
-        self._http = httpx.Client(
-            timeout=httpx.Timeout(self._timeout, connect=10.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        timeout = httpx.Timeout(self._timeout, connect=min(10.0, self._timeout))
+        self._wire = Wire(self._trust)
+        self._direct = httpx.Client(transport=self._wire, timeout=timeout)
+        self._proxies = getproxies()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._proxied = (
+            httpx.Client(verify=self._trust, timeout=timeout, limits=limits)
+            if self._proxies
+            else self._direct
         )
         return self
 
@@ -86,18 +103,26 @@ class Storage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close all connections."""
-        self._http.close()
+        self._direct.close()
+        self._proxied.close()
 
     def abort(self) -> None:
         """End all that is under way at once: threads blocked in it get an error."""
+        self._wire.abort()
         for sock in list(self._sockets):
             with contextlib.suppress(OSError, ValueError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def put(self, url: str, read: Callable[[], Iterator[bytes]], length: int, what: str) -> str:
+    def _http(self, url: str) -> httpx.Client:
+        parts = urlsplit(url)
+        proxy = self._proxies.get(parts.scheme) or self._proxies.get("all")
+        return self._proxied if proxy and not proxy_bypass(parts.netloc) else self._direct
+
+    def put(self, url: str, read: Callable[[], Iterator[Piece | Slice]], length: int, what: str) -> str:
         """Upload one part and return its tag.
 
-        :param read: begins to read the part, anew for each try
+        :param read: begins to read the part, anew for each try; a piece is done with when
+            the next is asked for
         :param length: bytes of the part
         :param what: name of the part, for errors
         :raises UrlExpiredError: the URL is too old
@@ -105,9 +130,10 @@ class Storage:
         """
 
         def send() -> str:
-            answer = self._http.put(
+            http, pieces = self._http(url), _exactly(read(), length)
+            answer = http.put(
                 url,
-                content=_exactly(read(), length),
+                content=cast("Iterator[bytes]", pieces) if http is self._direct else map(bytes, pieces),
                 headers={"Content-Length": str(length)},
                 extensions=self._traced(),
             )
@@ -117,7 +143,7 @@ class Storage:
                 raise TransferError(f"Could not {what}: the storage gave no tag for it.")
             return str(tag)
 
-        return self._persist(send, what)
+        return self._persist(send, url, what)
 
     def complete(self, url: str, tags: Sequence[str], *, again: bool = False) -> None:
         """Join the uploaded parts (S3 ``CompleteMultipartUpload``).
@@ -136,7 +162,7 @@ class Storage:
         def send() -> None:
             nonlocal again
             before, again = again, True
-            answer = self._http.post(
+            answer = self._http(url).post(
                 url,
                 content=body,
                 headers={"Content-Type": "application/xml"},
@@ -152,7 +178,7 @@ class Storage:
                 if _local(ET.fromstring(answer.content or b"<ok/>").tag) == "Error":  # noqa: S314
                     raise TransferError(f"Could not join the parts: {_s3_message(answer)}.")
 
-        self._persist(send, "join the parts")
+        self._persist(send, url, "join the parts")
 
     def fetch(
         self,
@@ -161,7 +187,8 @@ class Storage:
         end: int,
         *,
         what: str,
-        take: Callable[[bytes], None],
+        take: Callable[[Piece], None],
+        buffer: bytearray | None = None,
         etag: Callable[[], str | None] = lambda: None,
         seen: Callable[[Fetched], None] = lambda _: None,
     ) -> None:
@@ -169,6 +196,7 @@ class Storage:
 
         :param what: name of the range, for errors
         :param take: gets the bytes, in order; what it raises ends the download
+        :param buffer: what they are read into: pieces are views of it, which hold until ``take`` returns
         :param etag: tag that the object must have by now; None if any will do
         :param seen: told of the object before the first byte
         :raises UrlExpiredError: the URL is too old
@@ -176,7 +204,7 @@ class Storage:
         """
         at = start
 
-        def taken(piece: bytes) -> None:
+        def taken(piece: Piece) -> None:
             nonlocal at
             try:
                 take(piece)
@@ -184,26 +212,23 @@ class Storage:
                 raise _TakerError(error) from error
             at += len(piece)
 
-        def receive() -> bool:
-            began = at
+        def receive() -> None:
             headers = {"Range": f"bytes={at}-{end - 1}", "Accept-Encoding": "identity"}
             if wanted := etag():
                 headers["If-Match"] = wanted
-            with self._http.stream("GET", url, headers=headers, extensions=self._traced()) as answer:
+            more = self._traced() | ({} if buffer is None else {"buffer": buffer})
+            with self._http(url).stream("GET", url, headers=headers, extensions=more) as answer:
                 if not answer.is_success:
                     answer.read()
                     _check(answer, what, url)
                 seen(Fetched(answer.headers.get("etag"), _whole_size(answer)))
                 for piece in _span_of(answer, at, end):
                     taken(piece)
-            if at < end and at == began:
+            if at < end:
                 raise TransferError(f"Could not {what}: {at - start} of {end - start} bytes came.")
-            return at == end
 
         try:
-            while not self._persist(receive, what):
-                # Some bytes came, so the next try counts as the first.
-                log.warning("Could not %s: %d of %d bytes came. Going on.", what, at - start, end - start)
+            self._persist(receive, url, what, lambda: at)
         except _TakerError as unable:
             raise unable.error from None
 
@@ -211,25 +236,31 @@ class Storage:
         return {"trace": self._saw}
 
     def _saw(self, event: str, info: dict[str, Any]) -> None:
-        """Remember each connection's socket; a thread blocked on one can be woken through it only."""
+        """Remember each socket of httpx's own; a thread blocked on one can be woken through it only."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             sock = info["return_value"].get_extra_info("socket")
             if sock is not None:
                 self._sockets.append(sock)
 
-    def _persist(self, act: Callable[[], T], what: str) -> T:
-        attempt = 0
+    def _persist(
+        self, act: Callable[[], T], url: str, what: str, reached: Callable[[], int] = lambda: 0
+    ) -> T:
+        """Try until it works or the policy gives up; a try that got further than all before is the first."""
+        attempt, furthest = 0, reached()
         while True:
             attempt += 1
             try:
                 return act()
             except httpx.TransportError as error:
-                failure = TransferError(f"Could not {what}: {redact(str(error)) or type(error).__name__}.")
+                words, passing = why_lost(error, httpx.URL(url))
+                failure = TransferError(f"Could not {what}: {words}", transient=passing)
                 failure.__cause__ = error
             except UrlExpiredError:
                 raise
             except TransferError as error:
                 failure = error
+            if (now := reached()) > furthest:
+                attempt, furthest = 1, now
             delay = self._policy.delay(attempt, failure, replayable=True)
             if delay is None:
                 raise failure
@@ -250,7 +281,7 @@ def expires_at(url: str) -> float | None:
         return None
 
 
-def _exactly(chunks: Iterable[bytes], length: int) -> Iterator[bytes]:
+def _exactly(chunks: Iterable[Piece | Slice], length: int) -> Iterator[Piece | Slice]:
     """The chunks, which must have the promised length: a server would wait for what is missing."""
     for chunk in chunks:
         length -= len(chunk)
@@ -261,7 +292,7 @@ def _exactly(chunks: Iterable[bytes], length: int) -> Iterator[bytes]:
         raise TransferError("What is uploaded changed its size while it was uploaded.", transient=False)
 
 
-def _span_of(answer: httpx.Response, start: int, end: int) -> Iterator[bytes]:
+def _span_of(answer: httpx.Response, start: int, end: int) -> Iterator[Piece]:
     """The wanted bytes of an answer: who does not know ranges sends all from the beginning."""
     skip = 0 if answer.status_code == httpx.codes.PARTIAL_CONTENT else start
     left = end - start

@@ -74,6 +74,7 @@ class System:
     :param max_direct_bytes: largest file that one upload request takes
     :param transfer_method: how larger files travel: ``s3``, ``streamer``, ``wormhole`` or None (not at all)
     :param max_part_bytes: largest part of a staged upload, if the gateway says so
+    :param max_stream_bytes: largest file that a streamed upload takes, if the gateway says so
     :param needs_account: staged transfers must name an account
     """
 
@@ -86,6 +87,7 @@ class System:
     max_direct_bytes: int = _DIRECT_LIMIT
     transfer_method: str | None = None
     max_part_bytes: int | None = None
+    max_stream_bytes: int | None = None
     needs_account: bool = False
 
     @property
@@ -314,6 +316,7 @@ def _system(raw: Any) -> System:
         max_direct_bytes=int(data.get("maxopsfilesize", _DIRECT_LIMIT)),
         transfer_method=transfer.get("servicetype"),
         max_part_bytes=_number(multipart.get("maxpartsize")),
+        max_stream_bytes=_number(transfer.get("inboundtransferlimit")),
         needs_account=any("{account}" in line for line in data.get("datatransferjobsdirectives", ())),
     )
 

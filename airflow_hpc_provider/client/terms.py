@@ -63,7 +63,7 @@ class Moved:
     :param path: absolute path on the system
     :param size: bytes
     :param sha256: hex digest of the bytes as read or written here; None if they were not looked at
-    :param staged: whether it went through the gateway's staging
+    :param staged: whether it went through the gateway's staging or a stream, by a job
     :param verified: ``sha256`` if the digest of both sides was compared, ``size``, or ``none`` if it was
         skipped unseen
     :param skipped: nothing was moved, since it was there already
@@ -89,7 +89,8 @@ class Begun:
     :param before: inode, size and time of what an upload replaces
     :param modified: time of a download's source (epoch seconds)
     :param mode: permissions that the copy is to get
-    :param key: under which the transfer is written down
+    :param parts: how many parts an upload has; its job joins as many pieces beside ``path``
+    :param name: under which the transfer is written down
     :param url: where a download can be fetched; a credential, so that it is in no text and no JSON
     """
 
@@ -101,6 +102,7 @@ class Begun:
     before: tuple[int, int, int] | None = None
     modified: int | None = None
     mode: int | None = None
+    parts: int = 0
     name: str = ""
     url: str | None = field(default=None, repr=False, compare=False)
 

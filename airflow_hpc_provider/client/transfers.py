@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from . import jobs
 from .calls import Call, JSONObject, path, reading
+from .coordinates import Coordinates, read_coordinates
 from .errors import BadAnswerError, HpcError, InvalidInputError
 from .files import check_pattern
 from .paths import remote_path
@@ -20,6 +21,7 @@ from .session import Client
 __all__ = [
     "Compression",
     "DownloadPlan",
+    "StreamPlan",
     "TransferJob",
     "UploadPlan",
     "compress",
@@ -30,6 +32,8 @@ __all__ = [
     "remove",
     "start_download",
     "start_once",
+    "start_stream_download",
+    "start_stream_upload",
     "start_upload",
 ]
 
@@ -38,8 +42,8 @@ T = TypeVar("T")
 
 Compression = Literal["none", "bzip2", "gzip", "xz"]
 
-# Names that the gateway gives to the jobs of staged uploads.
-_UPLOADS = "IngressFileTransfer"
+# Names that the gateway gives to the jobs of staged transfers.
+_NAMES = {"upload": "IngressFileTransfer", "download": "OutgressFileTransfer"}
 # A transfer job may show up in the list a moment after its submission was answered with an error.
 _LOOK_AGAIN = 2.0
 # This machine's clock and the cluster's may differ by so many seconds.
@@ -84,6 +88,14 @@ class DownloadPlan:
     url: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPlan:
+    """Where the job of a stream will listen. The coordinates are a credential and appear in no text."""
+
+    job: TransferJob
+    coordinates: Coordinates = field(repr=False)
+
+
 def parts(size: int, part_size: int) -> list[tuple[int, int]]:
     """Cut a file into parts.
 
@@ -108,7 +120,7 @@ def start_upload(system: str, target: str, size: int, *, account: str | None = N
     doing = f"start the upload to {target}"
 
     def build(body: JSONObject) -> UploadPlan:
-        directives = _s3(doing, body)
+        directives = _directives(doing, body, "s3")
         plan = UploadPlan(
             job=_job(body),
             part_urls=tuple(directives["partsUploadUrls"]),
@@ -137,7 +149,7 @@ def start_download(system: str, source: str, *, account: str | None = None) -> C
     doing = f"start the download of {source}"
 
     def build(body: JSONObject) -> DownloadPlan:
-        return DownloadPlan(job=_job(body), url=str(_s3(doing, body)["downloadUrl"]))
+        return DownloadPlan(job=_job(body), url=str(_directives(doing, body, "s3")["downloadUrl"]))
 
     body = {
         "path": remote_path(source, "remote_path", unquoted=True),
@@ -145,6 +157,40 @@ def start_download(system: str, source: str, *, account: str | None = None) -> C
         "account": account,
     }
     return _start(doing, "download", system, body, build)
+
+
+def start_stream_upload(system: str, target: str, *, account: str | None = None) -> Call[StreamPlan]:
+    """Ask for a streamed upload; starts a job that waits for one client, and overwrites nothing.
+
+    :param target: absolute path of the file to make; the gateway does not quote it, so blanks are refused
+    :param account: account to charge; some systems demand one
+
+    Endpoint: ``POST /filesystem/{system}/transfer/upload``.
+    """
+    return _start_stream(f"start the upload to {target}", "upload", system, target, account)
+
+
+def start_stream_download(system: str, source: str, *, account: str | None = None) -> Call[StreamPlan]:
+    """Ask for a streamed download; starts a job that waits for one client.
+
+    :param source: absolute path of the file; the gateway does not quote it, so blanks are refused
+
+    Endpoint: ``POST /filesystem/{system}/transfer/download``.
+    """
+    return _start_stream(f"start the download of {source}", "download", system, source, account)
+
+
+def _start_stream(doing: str, what: str, system: str, target: str, account: str | None) -> Call[StreamPlan]:
+    def build(body: JSONObject) -> StreamPlan:
+        directives = _directives(doing, body, "streamer")
+        return StreamPlan(job=_job(body), coordinates=read_coordinates(directives["coordinates"]))
+
+    body = {
+        "path": remote_path(target, "remote_path", unquoted=True),
+        "transferDirectives": {"transferMethod": "streamer"},
+        "account": account,
+    }
+    return _start(doing, what, system, body, build)
 
 
 def move(system: str, source: str, target: str, *, account: str | None = None) -> Call[TransferJob]:
@@ -230,12 +276,12 @@ def start_once(
 ) -> T:
     """Start a transfer; one whose answer was lost leaves no job behind that waits for data.
 
-    The job of an upload would hold its allocation until its time limit. It is found by the path in its
-    script, and cancelled only if there is just one that it can be: job records do not tell who started them.
-    The job of a download ends by itself and is left alone.
+    The job of an upload, or of a stream, would hold its allocation until its time limit. It is found by the
+    path in its script, and cancelled only if there is just one that it can be: job records do not tell who
+    started them. The job of any other download ends by itself and is left alone.
 
     :param client: an open client
-    :param call: one of ``start_upload`` and ``start_download``
+    :param call: one that starts an upload or a download
     :param policy: when to try again
     :param sleep: waits between two tries
     :param clock: epoch seconds
@@ -251,7 +297,7 @@ def start_once(
             if not error.ambiguous:
                 raise
             log.warning("%s Its job may have been submitted all the same.", error)
-            if call.path.endswith("/upload"):
+            if _waits(call):
                 _cancel_orphan(client, call, began, sleep)
             delay = policy.delay(attempt, error, replayable=True)
             if delay is None:
@@ -259,14 +305,21 @@ def start_once(
             sleep(delay)
 
 
+def _waits(call: Call[Any]) -> bool:
+    """Its job waits for somebody who brings or fetches the data."""
+    method = (call.json or {})["transferDirectives"]["transferMethod"]
+    return call.path.endswith("/upload") or method == "streamer"
+
+
 def _cancel_orphan(client: Client, call: Call[Any], began: float, sleep: Callable[[float], None]) -> None:
-    """Cancel the upload job that a lost answer told of."""
+    """Cancel the job that a lost answer told of."""
     system, target = call.system or "", str((call.json or {})["path"])
+    name = _NAMES[call.path.rpartition("/")[2]]
     try:
-        found = _uploads_to(client, system, target, began)
+        found = _waiting_jobs(client, system, name, target, began)
         if not found:
             sleep(_LOOK_AGAIN)
-            found = _uploads_to(client, system, target, began)
+            found = _waiting_jobs(client, system, name, target, began)
         if len(found) == 1 and client.send(jobs.cancel(system, found[0])):
             log.info("Transfer job %s, which waited for the same file, cancelled.", found[0])
         elif found:
@@ -275,11 +328,11 @@ def _cancel_orphan(client: Client, call: Call[Any], began: float, sleep: Callabl
         log.warning("Whether a job waits for %s cannot be learned: %s", target, error)
 
 
-def _uploads_to(client: Client, system: str, target: str, since: float) -> list[str]:
-    """Ids of the jobs that wait for data to write to a path, and began not long before a moment."""
+def _waiting_jobs(client: Client, system: str, name: str, target: str, since: float) -> list[str]:
+    """Ids of the jobs of a name that wait with a path in their script, and began not long before a moment."""
     word = re.compile(rf"(?<![^\s\"'=]){re.escape(target)}(?![^\s\"'])")
     found = []
-    for job in client.send(jobs.listing(system, name=_UPLOADS, window="1h")):
+    for job in client.send(jobs.listing(system, name=name, window="1h")):
         fresh = job.start is None or job.start.timestamp() > since - _CLOCKS_DIFFER
         if fresh and not job.state.final:
             script = client.send(jobs.metadata(system, job.job_id)).script or ""
@@ -315,9 +368,9 @@ def _job(body: JSONObject) -> TransferJob:
     )
 
 
-def _s3(doing: str, body: JSONObject) -> JSONObject:
+def _directives(doing: str, body: JSONObject, method: str) -> JSONObject:
     directives: JSONObject = body["transferDirectives"]
-    if directives.get("transferMethod") != "s3":
+    if directives.get("transferMethod") != method:
         raise BadAnswerError(
             doing, f"the gateway chose the transfer method {directives.get('transferMethod')!r}."
         )

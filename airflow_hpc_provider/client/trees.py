@@ -537,6 +537,9 @@ def _planned(
     wanted = [
         entry for entry in entries if choice.takes(place(entry)) and (only is None or only.takes(entry.name))
     ]
+    if not wanted and not all(map(_is_plain, pick.items)):
+        # It may be there: its name looks like another in a listing.
+        return [replace(whole, size=_sum(entries))], None
     if not wanted and (pick.only or choice.include):
         raise InvalidInputError("source", f"nothing in {pick.base} on system {move.system.name} matches.")
     size, everything = _sum(wanted), _sum(entries)

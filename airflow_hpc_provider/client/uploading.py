@@ -30,6 +30,7 @@ from .moving import send_parts
 from .places import Source
 from .progress import amount
 from .storage import UrlExpiredError, expires_at
+from .streamed import clear, stream_up
 from .terms import Begun, Moved
 from .transfers import UploadPlan
 from .wake import wake
@@ -66,13 +67,16 @@ class Upload:
                 what="uploads",
                 limit=system.max_direct_bytes,
                 account=side.account,
+                streams=True,
             )
         there = None
         if not small or side.terms.if_exists != "overwrite":
             there = self._look()
         if there is not None and (skipped := self._skips(there)):
             return skipped
-        return self._direct() if small else self._staged(there)
+        if small:
+            return self._direct()
+        return self._streamed(there) if system.transfer_method == "streamer" else self._staged(there)
 
     def _look(self) -> Stat | None:
         """What is there. A transfer job may end well without a place to put the file."""
@@ -138,6 +142,28 @@ class Upload:
             side.client.send(files.change_mode(side.system.name, target, self._source.mode & PERMISSIONS))
         return Moved(path=target, size=len(content), sha256=digest, staged=False, verified=verified)
 
+    def _streamed(self, there: Stat | None) -> Moved:
+        """All of it at once: of a stream of an earlier try nothing can be gone on with."""
+        about, _ = self._journal.load()
+        broken = _Sent.from_json(about) if about and about.get("phase") == "stream" else None
+        if broken is not None:
+            clear(self._side, broken.begun)
+        earlier = self._earlier(there)
+        if isinstance(earlier, Moved):
+            return earlier
+
+        def note(begun: Begun) -> None:
+            self._journal.save(self._about("stream", _Sent(begun=begun, part_size=0, count=0)))
+
+        try:
+            moved, seen = stream_up(self._side, self._source, self._target, name=self._name, note=note)
+        except BaseException as error:
+            if self._side.abandon(error):
+                self._journal.forget(0)
+            raise
+        note_done(self._journal, moved, seen)
+        return moved
+
     def _staged(self, there: Stat | None) -> Moved | Begun:
         for renewal in range(_RENEWALS + 1):
             earlier = self._earlier(there)
@@ -201,6 +227,7 @@ class Upload:
                 complete_url=sent.urls[-1],
                 tags=sent.tags,
                 pace=side.pace,
+                trust=side.client.storage_trust,
                 again=earlier is not None,
                 saved=lambda tags: self._journal.keep_tags(tags, sent.count),
             )
@@ -224,6 +251,7 @@ class Upload:
             landing=landing,
             before=identity(there) if there is not None and landing is None else None,
             mode=source.mode if side.terms.preserve_mode else None,
+            parts=len(plan.part_urls),
             name=self._name,
         )
         sent = _Sent(

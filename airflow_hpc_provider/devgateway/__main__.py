@@ -34,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", default="embedded", help="name of the system")
     parser.add_argument("--scheduler", choices=["auto", "local", "slurm"], default="auto")
     parser.add_argument("--connection-mode", choices=["ssh", "rest"], default="ssh")
+    parser.add_argument(
+        "--transfer-method", choices=["s3", "streamer"], default="s3", help="how large files travel"
+    )
     parser.add_argument("--token-lifetime", type=float, default=300, help="seconds")
     parser.add_argument("--cpus", type=int, default=64, help="CPUs the local scheduler pretends to have")
     parser.add_argument("--write-env", type=Path, metavar="FILE", help="write the connection as NAME=VALUE")
@@ -61,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         system=options.system,
         scheduler=options.scheduler,
         connection_mode=options.connection_mode,
+        transfer_method=options.transfer_method,
         token_lifetime=options.token_lifetime,
         job_cpus=options.cpus,
         allow_remote=options.allow_remote,

@@ -20,6 +20,7 @@ from .scheduler import Scheduler, User
 from .server import Server, is_loopback
 from .slurm import SlurmScheduler, slurm_is_there
 from .storage import Storage
+from .streamer import Streamer, streamer_is_there
 from .systems import System, World
 from .tokens import Client, Tokens
 
@@ -36,6 +37,9 @@ class Gateway:
     :param connection_mode: ``ssh`` or ``rest``, for all systems or by name.
     :param unhealthy: services that are down from the start, by system.
     :param job_cpus: how many CPUs the local scheduler pretends to have.
+    :param transfer_method: how large files travel: ``s3``, ``streamer``, ``wormhole`` (told, not served), or
+        None for not at all.
+    :param streamer: ports and limits of the method ``streamer``.
     :param ingress_poll: seconds between two looks of an upload's job for its object (60 in reality).
     """
 
@@ -59,6 +63,7 @@ class Gateway:
         connection_mode: str | Mapping[str, str] = "ssh",
         unhealthy: Mapping[str, str | Iterable[str]] | None = None,
         transfer_method: str | None = "s3",
+        streamer: Streamer | None = None,
         directives: Iterable[str] = ("#SBATCH --nodes=1", "#SBATCH --time=0-00:15:00"),
         url_lifetime: int = 604_800,
         host: str = "127.0.0.1",
@@ -73,6 +78,8 @@ class Gateway:
             raise ValueError(
                 f"the embedded gateway serves this machine only, not {host!r} (see allow_remote)"
             )
+        if transfer_method == "streamer" and not streamer_is_there():
+            raise ValueError("no streamer here: pip install 'airflow-hpc-provider[devgateway,streamer]'")
         self._temporary = tempfile.mkdtemp(prefix="devgateway-") if root is None else None
         self.root = Path(self._temporary or root or "").resolve()
         self.user = user or getpass.getuser()
@@ -90,6 +97,7 @@ class Gateway:
             "max_part_size": max_part_size,
             "max_ops_file_size": max_ops_file_size,
             "transfer_method": transfer_method,
+            "streamer": streamer or Streamer(),
             "directives": tuple(directives),
         }
         self._partitions = tuple(partitions)

@@ -10,6 +10,7 @@ from .faults import Faults
 from .files import FileSystems
 from .scheduler import Scheduler, User
 from .storage import Storage
+from .streamer import Streamer
 from .tokens import Tokens
 
 __all__ = ["Call", "System", "World"]
@@ -29,6 +30,7 @@ class System:
     max_ops_file_size: int = 5 * 2**20
     max_part_size: int = 128 * 2**20
     transfer_method: str | None = "s3"
+    streamer: Streamer = field(default_factory=Streamer)
     #: Services that are down, with the message of their last probe.
     unhealthy: dict[str, str | None] = field(default_factory=dict)
     checked_at: float = field(default_factory=time.time)
@@ -92,6 +94,10 @@ class System:
     def _data_transfer(self, storage_url: str, url_lifetime: int) -> dict[str, Any] | None:
         if self.transfer_method is None:
             return None
+        if self.transfer_method == "streamer":
+            return self.streamer.to_json()
+        if self.transfer_method == "wormhole":
+            return {"serviceType": "wormhole", "pypiIndexUrl": None}
         return {
             "serviceType": "s3",
             "name": "s3-storage",

@@ -13,6 +13,7 @@ from .directives import Submission
 from .errors import GatewayError
 from .fields import Fields
 from .filesystem import path_of
+from .local import LocalScheduler
 from .systems import Call
 
 __all__ = ["HANDLERS"]
@@ -28,6 +29,8 @@ def upload(call: Call) -> Response:
     path, body = path_of(call), Fields(call.body)
     size = _directives(call, body).maybe_integer("fileSize")
     call.system.require("scheduler")
+    if call.system.transfer_method != "s3":
+        return _stream(call, "receive", path, "IngressFileTransfer", body)
     if size is None:
         raise GatewayError(500, "(\"unsupported operand type(s) for /: 'NoneType' and 'int'\",)")
     storage, limit = call.world.storage, call.system.max_part_size
@@ -35,8 +38,9 @@ def upload(call: Call) -> Response:
     upload_id = storage.create_upload(bucket, key)
     head = storage.object_url(bucket, key, method="HEAD", private=True)
     get = storage.object_url(bucket, key, private=True)
-    step = _python("ingress", str(call.system.files.locate(path)), str(limit), head, get)
-    job = _submit(call, "IngressFileTransfer", _ingress_script(step, call.world.ingress_poll), body)
+    prelude, step = _step(call, "ingress", str(call.system.files.locate(path)), str(limit), head, get)
+    script = f"{prelude}{_ingress_script(step, call.world.ingress_poll)}"
+    job = _submit(call, "IngressFileTransfer", script, body)
     directives = {
         "transferMethod": "s3",
         "partsUploadUrls": storage.part_urls(upload_id, math.ceil(size / limit)),
@@ -50,15 +54,26 @@ def download(call: Call) -> Response:
     path, body = path_of(call), Fields(call.body)
     _directives(call, body)
     call.system.require("scheduler")
+    if call.system.transfer_method != "s3":
+        return _stream(call, "send", path, "OutgressFileTransfer", body)
     size = call.system.files.stat(path, dereference=True)["size"]
     storage, limit = call.world.storage, call.system.max_part_size
     bucket, key = call.world.user.name, f"{uuid.uuid4()}/{Path(path).name}"
     upload_id = storage.create_upload(bucket, key)
     parts = storage.part_urls(upload_id, math.ceil(size / limit), private=True)
     complete = storage.complete_url(upload_id, private=True)
-    step = _python("egress", str(call.system.files.locate(path)), str(limit), complete, *parts)
-    job = _submit(call, "OutgressFileTransfer", f"{step}\n", body)
+    prelude, step = _step(call, "egress", str(call.system.files.locate(path)), str(limit), complete, *parts)
+    job = _submit(call, "OutgressFileTransfer", f"{prelude}{step}\n", body)
     directives = {"transferMethod": "s3", "downloadUrl": storage.object_url(bucket, key)}
+    return JSONResponse({"transferJob": job, "transferDirectives": directives}, status_code=201)
+
+
+def _stream(call: Call, operation: str, path: str, name: str, body: Fields) -> Response:
+    """A job that waits for one client."""
+    if call.system.transfer_method != "streamer":
+        raise GatewayError(501, "The embedded gateway moves files by s3 and streamer only.")
+    script, directives = call.system.streamer.prepare(operation, str(call.system.files.locate(path)))
+    job = _submit(call, name, script, body)
     return JSONResponse({"transferJob": job, "transferDirectives": directives}, status_code=201)
 
 
@@ -114,8 +129,13 @@ def _directives(call: Call, body: Fields) -> Fields:
     return directives
 
 
-def _python(*words: str) -> str:
-    return shlex.join([sys.executable, "-I", str(_STAGING), *words])
+def _step(call: Call, *words: str) -> tuple[str, str]:
+    """What a job script needs first, and the command that runs this gateway's own code in it."""
+    if isinstance(call.system.scheduler, LocalScheduler):
+        return "", shlex.join([sys.executable, "-I", str(_STAGING), *words])
+    # The job may run as another user, or elsewhere: it finds no files of the gateway's, and brings the code.
+    code = f"STAGING=$(cat <<'END_OF_STAGING'\n{_STAGING.read_text(encoding='utf-8')}END_OF_STAGING\n)\n"
+    return code, f'python3 -I -c "$STAGING" {shlex.join(words)}'
 
 
 def _ingress_script(step: str, poll: float) -> str:

@@ -1,17 +1,14 @@
 """Whole files to the embedded gateway and back: small, staged, spoiled, abandoned; and who sees what."""
 
-import hashlib
 import itertools
 import logging
 import os
-import time
 import traceback
 from dataclasses import replace
 
 import pytest
+from transfers import KIB, POLICY, digest
 
-from airflow_hpc_provider.client import jobs, systems
-from airflow_hpc_provider.client.auth import AccessToken
 from airflow_hpc_provider.client.errors import (
     ApiError,
     HpcError,
@@ -20,42 +17,20 @@ from airflow_hpc_provider.client.errors import (
     TransferError,
 )
 from airflow_hpc_provider.client.retry import RetryPolicy
-from airflow_hpc_provider.client.session import Client
 from airflow_hpc_provider.client.staging import Moved, Pace, download_file, upload_file
 from airflow_hpc_provider.client.storage import Storage
-from airflow_hpc_provider.devgateway import Gateway
 
-LIMIT = 64 * 1024
+LIMIT = 64 * KIB
 PART = 20_000
 DOWN = (LIMIT - 1) // 4 * 3
 LARGE = 5 * PART + 1
-POLICY = RetryPolicy(attempts=3, base=0.01)
 S3_ERROR = "<Error><Code>{}</Code><Message>Not this time</Message></Error>"
 numbers = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory):
-    with Gateway(
-        tmp_path_factory.mktemp("gateway"),
-        scheduler="local",
-        max_ops_file_size=LIMIT,
-        max_part_size=PART,
-        ingress_poll=0.02,
-    ) as gateway:
-        yield gateway
-
-
-@pytest.fixture(scope="module")
-def client(gateway):
-    with Client(gateway.url, AccessToken(gateway.url, gateway.access_token()), policy=POLICY) as client:
-        yield client
-
-
 @pytest.fixture
-def system(client):
-    (system,) = client.send(systems.listing())
-    return system
+def gateway(narrow):
+    return narrow
 
 
 @pytest.fixture(autouse=True)
@@ -72,18 +47,6 @@ def no_secret_escapes(gateway, caplog):
         text = record.getMessage() + (record.exc_text or "")
         assert "X-Amz-Signature" not in text, record.name
         assert "eyJ" not in text, record.name
-
-
-@pytest.fixture
-def wait(client, gateway):
-    def wait(job_id):
-        until = time.monotonic() + 15
-        while not (job := client.send(jobs.get(gateway.system, job_id))).state.final:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        return job
-
-    return wait
 
 
 @pytest.fixture
@@ -136,10 +99,6 @@ def download(client, system, here, there, wait):
 
 def some(size):
     return os.urandom(size)
-
-
-def digest(content):
-    return hashlib.sha256(content).hexdigest()
 
 
 def transfer_jobs(gateway):
@@ -411,7 +370,7 @@ def test_what_is_no_local_file_is_refused(client, system, here, there, wait, loc
     ("changes", "field", "problem"),
     [
         ({"transfer_method": None}, "remote_path", "has no staging"),
-        ({"transfer_method": "streamer"}, "remote_path", "stages by streamer, which is not supported"),
+        ({"transfer_method": "wormhole"}, "remote_path", "stages by wormhole, which is not supported"),
         ({"needs_account": True}, "account", "charges staged transfers to an account"),
     ],
 )

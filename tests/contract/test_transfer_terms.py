@@ -1,8 +1,6 @@
 """How files are moved: what stays, what is verified, what a job is told, and what data streams through."""
 # ruff: noqa: PLR0917  what a test needs are fixtures
 
-import hashlib
-import logging
 import os
 import subprocess
 import threading
@@ -12,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transfers import KIB, POLICY, digest
 
-from airflow_hpc_provider.client import jobs, moving, systems, transfers
-from airflow_hpc_provider.client.auth import AccessToken
+from airflow_hpc_provider.client import jobs, transfers
 from airflow_hpc_provider.client.errors import (
     HpcError,
     InvalidInputError,
@@ -23,78 +21,28 @@ from airflow_hpc_provider.client.errors import (
 )
 from airflow_hpc_provider.client.places import BytesSource, LocalSource
 from airflow_hpc_provider.client.retry import RetryPolicy
-from airflow_hpc_provider.client.session import Client
 from airflow_hpc_provider.client.staging import Pace, Terms, download_file, upload_file
 from airflow_hpc_provider.client.wake import command
-from airflow_hpc_provider.devgateway import Gateway
 from airflow_hpc_provider.devgateway.directives import Submission
 
 # Each moves files by jobs, which take their time.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_pieces")]
 
-KIB = 1024
-LIMIT = 64 * KIB
 PART = 64 * KIB
 SIZE = 10 * PART + 5
-POLICY = RetryPolicy(attempts=3, base=0.01)
 PACE = Pace(policy=POLICY)
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory):
-    with Gateway(
-        tmp_path_factory.mktemp("gateway"),
-        scheduler="local",
-        max_ops_file_size=LIMIT,
-        max_part_size=PART,
-        ingress_poll=0.02,
-    ) as gateway:
-        yield gateway
-
-
-@pytest.fixture(scope="module")
-def client(gateway):
-    with Client(gateway.url, AccessToken(gateway.url, gateway.access_token()), policy=POLICY) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def healthy(gateway, caplog, monkeypatch):
-    monkeypatch.setattr(moving, "_SMALLEST", PART)
-    monkeypatch.setattr(moving, "_LARGEST", PART)
-    monkeypatch.setattr(moving, "_CHUNK", 16 * KIB)
-    caplog.set_level(logging.INFO, "airflow_hpc_provider")
-    gateway.requests.clear()
-    yield
-    gateway.faults.clear()
-    assert gateway.leaked_tokens == 0
-    assert "X-Amz" not in caplog.text
+@pytest.fixture
+def gateway(narrow):
+    return narrow
 
 
 @pytest.fixture
-def system(client):
-    (system,) = client.send(systems.listing())
-    return system
-
-
-def waiting(client, gateway, seconds=15):
-    def wait(job_id):
-        until = time.monotonic() + seconds
-        while not (job := client.send(jobs.get(gateway.system, job_id))).state.final:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        return job
-
-    return wait
-
-
-@pytest.fixture
-def move(client, gateway, system):
+def move(client, system, wait):
     """Upload bytes or a path to ``target``, or download it; how is told by keywords of ``Terms``."""
 
     class Move:
-        wait = staticmethod(waiting(client, gateway))
-
         def up(self, source, target, wait=None, **terms):
             if isinstance(source, bytes):
                 source = BytesSource("given", source)
@@ -109,6 +57,7 @@ def move(client, gateway, system):
                 client, system, str(source), target, wait=wait, terms=Terms(**terms), pace=PACE
             )
 
+    Move.wait = staticmethod(wait)
     return Move()
 
 
@@ -117,10 +66,6 @@ def target(gateway, tmp_path):
     folder = gateway.home / tmp_path.name
     folder.mkdir()
     return folder / "target.bin"
-
-
-def digest(content):
-    return hashlib.sha256(content).hexdigest()
 
 
 def active(gateway, name="IngressFileTransfer"):
@@ -470,7 +415,7 @@ def test_any_bytes_go_there_and_back(move, target, tmp_path, content):
     got = move.down(target, tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == content
     assert sent.sha256 == got.sha256 == digest(content)
-    assert sent.staged is (len(content) > LIMIT)
+    assert sent.staged is (len(content) > 64 * KIB)
 
 
 # --- many connections -------------------------------------------------------------------------------------

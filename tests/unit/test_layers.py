@@ -113,7 +113,7 @@ def test_only_few_modules_speak_http():
     running = importers("httpx", for_types=False)
     assert {"client.session", "client.auth", "client.storage"} <= running
     # A file's content is no JSON: files read the answer itself.
-    assert running <= {"client.session", "client.auth", "client.storage", "client.files"}
+    assert running <= {"client.session", "client.auth", "client.storage", "client.wire", "client.files"}
     assert importers("httpx") - running <= {"client.calls", "client.errors", "hooks.hpc"}
 
 
