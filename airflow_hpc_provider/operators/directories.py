@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import InvalidInputError, WatchError
-from airflow_hpc_provider.tasks import HpcTask, carried, deadline, default_deferrable
-from airflow_hpc_provider.triggers.jobs import HpcJobTrigger
-from airflow_hpc_provider.watch import Outcome
+from airflow_hpc_provider.tasks import HpcTask, carried
 
-from .files import _Killed, _Switch, _TransferOperator
+from .moving import Killed, Switch, TransferOperator
 
 if TYPE_CHECKING:
     from airflow_hpc_provider.client.copying import Copied, Copying
@@ -22,8 +19,6 @@ __all__ = ["HpcCopyOperator", "HpcDeleteOperator", "HpcListOperator", "HpcMakeDi
 
 _COLOR = "#eaf6ec"
 _WORKING_DIR = "{working_dir}"
-# A trigger that fires sooner may find its task not yet deferred.
-_QUIET = 5.0
 
 
 class HpcMakeDirectoryOperator(HpcTask):
@@ -167,7 +162,7 @@ class HpcDeleteOperator(HpcTask):
         self.missing_ok = missing_ok
         self.account = account
         self.poll_interval = poll_interval
-        self._switch: _Switch | None = None
+        self._switch: Switch | None = None
 
     def execute(self, context: Any) -> list[str]:
         """Delete."""
@@ -177,7 +172,7 @@ class HpcDeleteOperator(HpcTask):
         wanted = _checked(self.path, "path")
         for path in wanted:
             split_removal(path.replace(_WORKING_DIR, "/"), allow_glob=self.allow_glob)
-        self._switch = switch = _Switch()
+        self._switch = switch = Switch()
         try:
             with switch.watching():
                 removed = self.hook.delete(
@@ -188,7 +183,7 @@ class HpcDeleteOperator(HpcTask):
                     account=self.account,
                     poll_interval=self.poll_interval,
                 )
-        except _Killed:
+        except Killed:
             raise WatchError("The task was told to end while it deleted; some may be gone.") from None
         self.log.info("Deleted %s.", ", ".join(removed) or "nothing")
         return removed
@@ -199,7 +194,7 @@ class HpcDeleteOperator(HpcTask):
             self._switch.trip()
 
 
-class HpcCopyOperator(_TransferOperator):
+class HpcCopyOperator(TransferOperator):
     """Copy or move on a system, or copy or move a file from one system to another.
 
     On one system a job does it, for files and directories alike. Between two systems, or the systems of two
@@ -222,6 +217,7 @@ class HpcCopyOperator(_TransferOperator):
     :param deferrable: on one system, wait for the job in the triggerer, without holding a worker.
         Default: Airflow's ``[operators] default_deferrable``
     :param poll_interval: seconds between two looks at a job at the most
+    :param gateway_patience: in the triggerer, seconds for which a gateway that cannot be asked is waited for
     :param hpc_conn_id: id of a connection of type ``firecrest``
     :param system: name of the source's system. Default: the connection's
     :return: ``source_path``, ``target_path``, ``source_system``, ``target_system``, ``size`` in bytes (None
@@ -247,7 +243,6 @@ class HpcCopyOperator(_TransferOperator):
         target_system: str | None = None,
         target_conn_id: str | None = None,
         preserve_mode: bool = True,
-        deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(preserve_mode=preserve_mode, **kwargs)
@@ -256,7 +251,6 @@ class HpcCopyOperator(_TransferOperator):
         self.move = move
         self.target_system = target_system
         self.target_conn_id = target_conn_id
-        self.deferrable = default_deferrable() if deferrable is None else deferrable
 
     def execute(self, context: Any) -> JSONObject:
         """Copy."""
@@ -282,47 +276,30 @@ class HpcCopyOperator(_TransferOperator):
         from airflow_hpc_provider.client.copying import Copied
 
         if not isinstance(begun, Copied):
-            self._defer(context, begun)
+            self._defer_until_over(context, begun.job, begun.to_json())
         return self._result(begun)
 
     def execute_complete(self, context: Any, event: Any) -> JSONObject:
         """Look whether the job did its work."""
         from airflow_hpc_provider.client import copying
-        from airflow_hpc_provider.client.jobs import Job
 
         verdict, carry = carried(event)
-        if verdict.outcome is not Outcome.DONE:
-            raise WatchError(verdict.message, transient=verdict.transient)
+        begun = copying.Copying.from_json(carry)
         hook = self.hook
         with self._while_moving(context) as kept, hook.client() as client:
+            ended = self._resumed(client, verdict, begun.job, kept)
             system = hook.system(client, self.system)
             return self._result(
                 copying.finish_copy(
                     client,
                     system,
-                    copying.Copying.from_json(carry),
-                    Job.from_json(verdict.data),
+                    begun,
+                    ended,
                     wait=hook.waiting(client, system, poll_interval=self.poll_interval),
                     account=self.account or hook.settings.account,
                     keeper=kept["keeper"],
                 )
             )
-
-    def _defer(self, context: Any, begun: Copying) -> NoReturn:
-        until = deadline(context, self.execution_timeout)
-        trigger = HpcJobTrigger(
-            hpc_conn_id=self.hpc_conn_id,
-            carry=begun.to_json(),
-            cancel_on_kill=True,
-            system=begun.job.system,
-            job_id=begun.job.job_id,
-            since=time.time(),
-            not_before=time.time() + _QUIET,
-            deadline=until,
-            poll_interval=self.poll_interval,
-        )
-        self.log.info("Waiting in the triggerer for job %s.", begun.job.job_id)
-        self.defer_to(trigger, until=until)
 
     @property
     def _stays(self) -> bool:

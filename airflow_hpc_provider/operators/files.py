@@ -1,231 +1,288 @@
-"""Operators that stage files in and out."""
+"""Operators that stage files in and out, one by one or many as one archive."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NoReturn
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from airflow_hpc_provider.client.calls import JSONObject
-from airflow_hpc_provider.client.errors import InvalidInputError, TransferError, WatchError
-from airflow_hpc_provider.tasks import HpcTask
-from airflow_hpc_provider.watch import JobWatch, Outcome
+from airflow_hpc_provider.client.errors import InvalidInputError, TransferError
+from airflow_hpc_provider.tasks import carried
+from airflow_hpc_provider.watch import Verdict
+
+from . import named
+from .moving import TransferOperator
 
 if TYPE_CHECKING:
     from airflow_hpc_provider.client.jobs import Job
     from airflow_hpc_provider.client.places import Source
     from airflow_hpc_provider.client.session import Client
-    from airflow_hpc_provider.client.staging import IfExists, Moved, Pace, Terms, Verify, Wait
+    from airflow_hpc_provider.client.staging import Begun, Moved, Pace, Terms
     from airflow_hpc_provider.client.systems import System
+    from airflow_hpc_provider.client.trees import LocalFiles, Tree
     from airflow_hpc_provider.endpoints import Endpoint
 
 __all__ = ["HpcDownloadOperator", "HpcUploadOperator"]
 
 
-class _Killed(BaseException):
-    """Raised amid a transfer by a signal handler: nothing that catches errors to try again must catch it."""
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """How far a task is when it begins, or is taken up after a trigger's verdict.
+
+    :param done: results of the files that are moved
+    :param begun: the transfer whose job the trigger waited for
+    :param verdict: what became of that
+    """
+
+    done: list[JSONObject] = field(default_factory=list)
+    begun: Begun | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Nothing is done yet."""
+        return self.begun is None
+
+    @property
+    def started(self) -> int:
+        """How many files need not be looked at any more."""
+        return len(self.done) + (self.begun is not None)
+
+    @property
+    def size(self) -> int:
+        """Bytes of these files."""
+        return sum(int(row["size"]) for row in self.done) + (self.begun.size if self.begun else 0)
 
 
-class _Switch:
-    """Ends a transfer from a signal handler, but not amid what must not be broken off."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One file to move.
 
-    def __init__(self) -> None:
-        self._on = False
-        self._tripped = False
-        self._shields = 0
+    :param here: where it is on this side; None of content
+    :param begin: moves it, or brings it on its way
+    :param finish: ends what ``begin`` began, with the last record of the job
+    """
 
-    def trip(self) -> None:
-        """End the transfer, now or after the present talk with the supervisor."""
-        if not self._on:
-            return
-        self._tripped = True
-        if not self._shields:
-            self._raise()
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """While data moves, a kill ends it."""
-        self._on = True
-        try:
-            yield
-        finally:
-            self._on = False
-
-    @contextlib.contextmanager
-    def shield(self) -> Iterator[None]:
-        """A kill waits until this is over."""
-        self._shields += 1
-        try:
-            yield
-        finally:
-            self._shields -= 1
-        if self._tripped and self._on and not self._shields:
-            self._raise()
-
-    def _raise(self) -> NoReturn:
-        self._on = False
-        raise _Killed
+    here: Endpoint | None
+    begin: Callable[[JSONObject], Moved | Begun]
+    finish: Callable[[Begun, Job, JSONObject], Moved]
 
 
-class _TransferOperator(HpcTask):
+class _FilesOperator(TransferOperator):
     """What both directions share."""
 
-    ui_color = "#eaf6ec"
+    job: Any = None
+    _verb: str
 
     def __init__(
         self,
         *,
-        account: str | None = None,
-        connections: int = 4,
-        verify: Verify = "auto",
-        if_exists: IfExists = "overwrite",
-        preserve_mode: bool = False,
-        poll_interval: float = 10.0,
+        include: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
+        max_bytes: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.account = account
-        self.connections = connections
-        self.verify = verify
-        self.if_exists = if_exists
-        self.preserve_mode = preserve_mode
-        self.poll_interval = poll_interval
-        self._switch: _Switch | None = None
+        self.include = include
+        self.exclude = exclude
+        self.max_bytes = max_bytes
 
-    def on_kill(self) -> None:
-        """End the transfer where it stands; what becomes of its job depends on why."""
-        if self._switch is not None:
-            self._switch.trip()
+    def execute(self, context: Any) -> JSONObject | list[JSONObject]:
+        """Copy."""
+        return self._told(context, self._run(context, _Progress()))
 
-    @contextlib.contextmanager
-    def _while_moving(self, context: Any) -> Iterator[JSONObject]:
-        """Arguments of a transfer that a kill ends, and that a retry goes on with."""
-        from airflow_hpc_provider.checkpoints import TaskKeeper
+    def execute_complete(self, context: Any, event: Any) -> JSONObject | list[JSONObject]:
+        """Go on with the file whose job is over, and with those behind it."""
+        from airflow_hpc_provider.client.terms import Begun
 
-        self._switch = switch = _Switch()
-        keeper = TaskKeeper.of(context, shield=switch.shield)
-        left: list[bool] = []
+        verdict, carry = carried(event)
+        progress = _Progress(carry["done"], Begun.from_json(carry["begun"]), verdict)
+        return self._told(context, self._run(context, progress))
 
-        def abandon(error: BaseException) -> bool:
-            """Whether nobody will go on with the transfer."""
-            if keeper is None or not keeper.seals:
-                return True
-            if not isinstance(error, _Killed):
-                return not (getattr(error, "transient", False) and self._tried_again(context))
-            if not left:
-                left.append(self._still_wanted(context))
-            return not left[0]
+    def _told(self, context: Any, moved: JSONObject | list[JSONObject]) -> JSONObject | list[JSONObject]:
+        """Tell the events of the outlets what was moved."""
+        from airflow_hpc_provider.assets import tell_moved
 
-        try:
-            with switch.watching():
-                yield {"keeper": keeper, "abandon": abandon}
-        except _Killed:
-            if left == [True]:
-                raise WatchError(
-                    "This worker was told to end while it moved data; a retry goes on with it."
-                ) from None
-            raise TransferError("The task was told to end while it moved data.") from None
+        job_id = self.job.get("job_id") if isinstance(self.job, Mapping) else None
+        tell_moved(context, self.outlets, moved, job_id=job_id)
+        return moved
 
-    def _tried_again(self, context: Any) -> bool:
-        """Another try follows if this one fails."""
-        ti = context["ti"]
-        return bool(ti.try_number <= ti.max_tries)
+    def _run(self, context: Any, progress: _Progress) -> JSONObject | list[JSONObject]:
+        raise NotImplementedError
 
-    def _still_wanted(self, context: Any) -> bool:
-        """The process is ended by those who run Airflow, not by a user who wants the task to end."""
-        ti = context["ti"]
-        try:
-            states = ti.get_task_states(
-                dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+    def _defers(self, kept: JSONObject) -> bool:
+        """Whether a trigger may wait for the job of a file."""
+        del kept
+        return self.deferrable
+
+    def _swept(self, begun: Begun) -> Begun | None:
+        """What a killed job leaves unfinished on its system."""
+        del begun
+        return None
+
+    def _move(
+        self, context: Any, client: Client, system: System, steps: Sequence[_Step], progress: _Progress
+    ) -> list[JSONObject]:
+        """Move files one after another; leaves the worker where one waits long for its job."""
+        from airflow_hpc_provider.client.arrival import given_up
+        from airflow_hpc_provider.client.terms import Moved
+
+        done, begun, verdict = list(progress.done), progress.begun, progress.verdict
+        with self._while_moving(context) as kept:
+            for step in steps[len(done) :]:
+                if begun is not None and verdict is not None:
+                    moved = step.finish(begun, self._resumed(client, verdict, begun.job, kept), kept)
+                    begun = None
+                else:
+                    first = step.begin(kept)
+                    if isinstance(first, Moved):
+                        moved = first
+                    else:
+                        with given_up(client, first.job, kept["abandon"]):
+                            ended = self._ended(client, first.job, defer=self._defers(kept))
+                        if ended is None:
+                            begun = first
+                            break
+                        moved = step.finish(first, ended, kept)
+                done.append(self._report(moved, system.name, step.here))
+        if begun is not None:
+            self._defer_until_over(
+                context, begun.job, {"done": done, "begun": begun.to_json()}, upload=self._swept(begun)
             )
-        except Exception as error:  # noqa: BLE001  whatever it is, the transfer is cleaned up
-            self.log.warning("Why this task is ended cannot be learned: %s", error)
-            return False
-        return "running" in states.get(ti.run_id, {}).values()
+        return done
 
-    def _terms(self, **more: Any) -> Terms:
-        """How to move files.
-
-        :raises InvalidInputError: naming the parameter at fault
-        """
-        from airflow_hpc_provider.client.staging import Terms
-
-        return Terms(
-            connections=self.connections,
-            verify=self.verify,
-            if_exists=self.if_exists,
-            preserve_mode=self.preserve_mode,
-            **more,
-        )
-
-    def _wait(self, client: Client, system: System) -> Wait:
-        """Waits for the job that moves the data on the system's side."""
-        from airflow_hpc_provider.client.jobs import Job
-
-        def wait(job_id: str) -> Job:
-            watch = JobWatch(
-                system=system.name, job_id=job_id, since=time.time(), poll_interval=self.poll_interval
-            )
-            verdict = self.follow(client, watch)
-            if verdict.outcome is not Outcome.DONE:
-                raise WatchError(verdict.message, transient=verdict.transient)
-            return Job.from_json(verdict.data)
-
-        return wait
-
-    def _report(self, moved: Moved, system: str, local_path: Endpoint | None, verb: str) -> JSONObject:
+    def _report(self, moved: Moved, system: str, here: Endpoint | None) -> JSONObject:
         if not moved.skipped:
             way = "staged" if moved.staged else "directly"
             self.log.info(
-                "%s %s (%d bytes, %s, verified by %s).", verb, moved.path, moved.size, way, moved.verified
+                "%s %s (%d bytes, %s, verified by %s).",
+                *(self._verb, moved.path, moved.size, way, moved.verified),
             )
         plain = asdict(moved)
         return {
             "system": system,
             "remote_path": plain.pop("path"),
-            "local_path": None if local_path is None else str(local_path),
+            "local_path": None if here is None else str(here),
             **plain,
         }
 
+    def _summary(self, tree: Tree, system: str, remote: Any, local: Any) -> JSONObject:
+        self.log.info("%s %d files (%d bytes) as an archive.", self._verb, tree.files, tree.size)
+        return {
+            "system": system,
+            "remote_path": remote,
+            "local_path": local,
+            **{name: getattr(tree, name) for name in ("files", "directories", "links", "size", "packed")},
+            "skipped": False,
+            "how": "archive",
+        }
 
-class HpcUploadOperator(_TransferOperator):
-    """Stage in: copy a local file to a system. Small files go directly, large ones through S3 staging.
+    @property
+    def _chosen(self) -> JSONObject:
+        """Arguments of a tree: what to take of it.
 
-    :param local_path: file on the worker, or in a storage that Airflow reaches: a URL such as
-        ``s3://conn_id@bucket/key`` or an ``ObjectStoragePath``, streamed without touching the worker's disk;
-        or a list of these
+        :raises InvalidInputError: naming the parameter at fault
+        """
+        from airflow_hpc_provider.client.choices import Choice
+
+        include, exclude = self.include or (), self.exclude or ()
+        Choice.of(include, exclude)
+        return {"include": include, "exclude": exclude, "max_bytes": self._most}
+
+    @property
+    def _most(self) -> int | None:
+        """How many bytes may travel."""
+        given: Any = self.max_bytes
+        if given is None or given == "":
+            return None
+        try:
+            most = int(given)
+        except (TypeError, ValueError):
+            most = -1
+        if most < 0 or isinstance(given, bool):
+            raise InvalidInputError("max_bytes", f"{given!r} is no number of bytes.")
+        return most
+
+    def _check_size(self, size: int) -> None:
+        """Refuse what is too much."""
+        if (most := self._most) is not None and size > most:
+            raise InvalidInputError("max_bytes", f"{size} bytes are to be moved, which is more than {most}.")
+
+    def _check_one_by_one(self) -> None:
+        """Refuse to choose among what is one file."""
+        for name in ("include", "exclude"):
+            if getattr(self, name):
+                raise InvalidInputError(name, "chooses among many files: give a directory, a glob or a list.")
+
+
+class HpcUploadOperator(_FilesOperator):
+    """Stage in: copy local files to a system.
+
+    Small files go directly, large ones through S3 staging. A directory, a glob, or a list that holds one
+    travels as one compressed archive, in about ten requests however many files it holds; their modes, times
+    and links are kept. So does a file whose name the gateway cannot be told, such as one with a quote in it.
+
+    A directory stands for what is in it, with or without a slash at its end: ``results/a.nc`` becomes
+    ``REMOTE_PATH/a.nc``. A glob stands for what it matches, by its path below the directory before the first
+    wildcard: of ``data/*/in.nc``, ``data/1/in.nc`` becomes ``REMOTE_PATH/1/in.nc``. In a list, files and
+    directories go by their last names.
+
+    :param local_path: file, directory or glob (``data/*.nc``, ``data/**/*.nc``) on the worker; a file in a
+        storage that Airflow reaches, as a URL such as ``s3://conn_id@bucket/key`` or an
+        ``ObjectStoragePath``, streamed without touching the worker's disk; or a list of these. A task that
+        defers may go on on another worker: what it uploads must be there too
     :param content: text (sent as UTF-8) or bytes, instead of ``local_path``
     :param remote_path: absolute path of the file to make; with a list, or ending in ``/``, the directory to
-        copy into. ``{working_dir}`` in it stands for the connection's working directory
-    :param make_parents: make the directory if it is missing
+        copy into; with a directory or a glob, the directory to make or to merge with. ``{working_dir}`` in it
+        stands for the connection's working directory
+    :param include: take only what matches this pattern, or one of these: without a slash it is about the last
+        name (``*.nc``), with one about the path in the archive (``run-*/out/*.nc``); ``**`` stands for any
+        number of directories. For directories, globs and lists
+    :param exclude: leave out of that what matches this pattern, or one of these
+    :param max_bytes: how large all files together may be; more are refused before they travel
+    :param make_parents: make the directory if it is missing; with a directory or a glob it always is
     :param if_exists: what to do with a file that is there already: ``overwrite``; ``verify``: leave it if
-        size and sha256 are the same; ``fail``; ``skip``; ``newer``: overwrite it if it is older
+        size and sha256 are the same; ``fail``; ``skip``; ``newer``: overwrite it if it is older. An archive
+        always overwrites
     :param verify: compare the sha256 of both sides: ``auto`` for large files, if the gateway can compute it
-        in time; ``always``, by a job if need be; ``never``. The size is always compared
+        in time; ``always``, by a job if need be; ``never``. The size is always compared. Of an archive the
+        sha256 is that of the archive
     :param connections: how many carry a large file at once
     :param atomic: let a large file appear under its name only when it is complete and verified; that takes a
-        second job
+        second job. Not for archives
     :param wake: end the naps of the job that waits for a large file, which looks for it once a minute
     :param preserve_mode: give the copy the permissions of the original
     :param account: account for the transfer job of a large file. Default: the connection's
+    :param deferrable: where the job of a large file is not over within five seconds, wait for it in the
+        triggerer, without holding a worker. The jobs of archives are waited for in the worker.
+        Default: Airflow's ``[operators] default_deferrable``
     :param poll_interval: seconds between two looks at that job at the most
+    :param gateway_patience: seconds for which a gateway that cannot be asked about that job is waited for
     :param hpc_conn_id: id of a connection of type ``firecrest``
     :param system: name of the system. Default: the connection's
-    :return: system, remote path, local path, size in bytes, sha256 (None if skipped unseen), whether it was
-        staged, how it was verified and whether it was skipped; with a list, a list of these
+    :return: of a file: system, remote path, local path, size in bytes, sha256 (None if skipped unseen, or in
+        an archive), whether it was staged, how it was verified and whether it was skipped; of a list of
+        files, a list of these; of all else one summary: ``system``, ``remote_path``, ``local_path``, number
+        of ``files``, ``directories`` and ``links``, their ``size`` and the archives' (``packed``) in bytes,
+        ``skipped`` (False) and ``how`` (``archive``)
     """
 
     template_fields: Sequence[str] = (
         "local_path",
         "content",
         "remote_path",
+        "include",
+        "exclude",
+        "max_bytes",
         "account",
         "system",
         "hpc_conn_id",
     )
+    _verb = "Uploaded"
 
     def __init__(
         self,
@@ -246,74 +303,186 @@ class HpcUploadOperator(_TransferOperator):
         self.remote_path = remote_path
         self.make_parents = make_parents
 
-    def execute(self, context: Any) -> JSONObject | list[JSONObject]:
-        """Copy."""
+    def _run(self, context: Any, progress: _Progress) -> JSONObject | list[JSONObject]:
         from airflow_hpc_provider.client import files
-        from airflow_hpc_provider.client.paths import file_name, remote_path
-        from airflow_hpc_provider.client.staging import upload_file
+        from airflow_hpc_provider.client.paths import remote_path
 
-        terms = self._terms(atomic=self.atomic, wake=self.wake)
-        if self.content is not None and self.local_path is not None:
-            raise InvalidInputError("content", "give either content or local_path.")
-        _check_shape(self.remote_path)
-        if self.content is not None and str(self.remote_path).endswith("/"):
-            raise InvalidInputError("remote_path", "content needs the path of a file, not of a directory.")
-        given, several = _listed(self.local_path) if self.content is None else ([], False)
-        endpoints = [_local_file(path) for path in given]
-        _check_distinct([endpoint.name for endpoint in endpoints], "local_path")
+        terms, chosen = self._terms(atomic=self.atomic, wake=self.wake), self._chosen
+        here, several = self._given()
+        # What an earlier process has sent need not be here any more.
+        is_tree = progress.fresh and self._is_tree([path for path in here if path], several=several)
+        self._check(here[progress.started :], several=several, is_tree=is_tree, terms=terms)
         hook = self.hook
         with hook.client() as client:
             system = hook.system(client, self.system)
             path = hook.resolve_path(client, system, self.remote_path)
-            into = several or path.endswith("/")
-            target = remote_path(path, "remote_path")
-            targets = [
-                f"{target.rstrip('/')}/{file_name(endpoint.name, 'local_path')}" if into else target
-                for endpoint in endpoints
-            ] or ([] if several else [target])
-            if self.make_parents:
-                client.send(
-                    files.make_directory(system.name, target if into else _parent(target), parents=True)
-                )
-            account = self.account or hook.settings.account
-            wait = self._wait(client, system)
-            done = []
-            pace = _pace(system, "up")
-            given_as: list[Endpoint | None] = [*endpoints] or [None] * len(targets)
-            with self._while_moving(context) as kept:
-                for endpoint, there in zip(given_as, targets, strict=True):
-                    moved = upload_file(
+            how: JSONObject = {
+                "account": self.account or hook.settings.account,
+                "terms": terms,
+                "pace": _pace(system, "up"),
+            }
+            if is_tree:
+                target = remote_path(path, "remote_path")
+                with self._while_moving(context) as kept:
+                    tree = self._as_archive(
                         client,
                         system,
-                        self._source(endpoint, there),
-                        there,
-                        wait=wait,
-                        account=account,
-                        terms=terms,
-                        pace=pace,
+                        named.local_files(here, several=several),
+                        target,
+                        **chosen,
+                        **how,
                         **kept,
                     )
-                    done.append(self._report(moved, system.name, endpoint, "Uploaded"))
+                names = [str(one) for one in here]
+                return self._summary(tree, system.name, target, names if several else names[0])
+            if into := several or path.endswith("/"):
+                above = remote_path(path, "remote_path").rstrip("/")
+                targets = [
+                    named.place(f"{above}/{one.name}", "local_path", archive=True) for one in here if one
+                ]
+            else:
+                targets = [named.place(path, "remote_path", archive=True)]
+            if self.make_parents and progress.fresh:
+                directory = above or "/" if into else named.parent(targets[0][0])
+                client.send(files.make_directory(system.name, directory, parents=True))
+            steps = self._steps(client, system, list(zip(here, targets, strict=True)), progress, how)
+            done = self._move(context, client, system, steps, progress)
         return done if several else done[0]
 
-    def _source(self, endpoint: Endpoint | None, target: str) -> Source:
+    def _given(self) -> tuple[list[Endpoint | None], bool]:
+        """What to upload, None standing for the content; and whether it is a list."""
+        if self.content is None:
+            given, several = named.listed(self.local_path)
+            return [named.endpoint(path) for path in given], several
+        if self.local_path is not None:
+            raise InvalidInputError("content", "give either content or local_path.")
+        if str(self.remote_path).endswith("/"):
+            raise InvalidInputError("remote_path", "content needs the path of a file, not of a directory.")
+        return [None], False
+
+    def _is_tree(self, here: Sequence[Endpoint], *, several: bool) -> bool:
+        """Whether it travels as an archive: it is more than files, or something is to be chosen."""
+        chooses = bool(self.include or self.exclude)
+        if chooses and not several and not any(map(named.is_many, here)):
+            self._check_one_by_one()
+        is_tree = any(map(named.is_many, here)) or (chooses and bool(here))
+        if is_tree and (stored := next((one for one in here if one.local is None), None)):
+            raise InvalidInputError(
+                "local_path",
+                f"{stored} is in a storage, and directories and globs travel from this worker alone: "
+                "give the storage's files one by one, or in a list without directories.",
+            )
+        return is_tree
+
+    def _check(self, here: Sequence[Endpoint | None], *, several: bool, is_tree: bool, terms: Terms) -> None:
+        """Refuse what can be seen to be wrong before the gateway is asked for anything."""
+        if is_tree:
+            from airflow_hpc_provider.client.archives import survey
+            from airflow_hpc_provider.client.choices import Choice
+
+            named.check_archived(terms, str(self.local_path))
+            named.check_shape(self.remote_path)
+            with named.naming("local_path"):
+                choice = Choice.of(self.include or (), self.exclude or ())
+                survey(named.local_files(here, several=several), choice, max_bytes=self._most)
+            return
+        files = [one for one in here if one is not None]
+        local = [one.local for one in files if one.local is not None]
+        into = several or (isinstance(self.remote_path, str) and self.remote_path.endswith("/"))
+        all_plain = named.check_shape(self.remote_path, archive=bool(local) and not into)
+        if into:
+            for one in files:
+                all_plain &= named.place(f"/any/{one.name}", "local_path", archive=one.local is not None)[1]
+            named.check_distinct([one.name for one in files], "local_path")
+        if not all_plain:
+            named.check_archived(terms, "a file whose name the gateway cannot be told")
+        self._check_size(sum(path.stat().st_size for path in local if path.is_file()))
+
+    def _steps(
+        self,
+        client: Client,
+        system: System,
+        pairs: Sequence[tuple[Endpoint | None, tuple[str, bool]]],
+        progress: _Progress,
+        how: JSONObject,
+    ) -> list[_Step]:
+        from airflow_hpc_provider.client.staging import begin_upload, finish_upload
+
+        wait = self._wait(client, system)
+        sizes = [progress.size]
+
+        def begin(here: Endpoint | None, target: str, plain: bool, kept: JSONObject) -> Moved | Begun:
+            if here is not None and here.local is not None and not plain:
+                return self._in_archive(client, system, here.local, target, **how, **kept)
+            source = self._source(here, target)
+            sizes.append(source.size)
+            try:
+                self._check_size(sum(sizes))
+            except InvalidInputError:
+                source.close()
+                raise
+            return begin_upload(client, system, source, target, **how, **kept)
+
+        def finish(begun: Begun, ended: Job, kept: JSONObject) -> Moved:
+            return finish_upload(client, system, begun, ended, wait=wait, **how, **kept)
+
+        return [
+            _Step(here=here, begin=functools.partial(begin, here, *target), finish=finish)
+            for here, target in pairs
+        ]
+
+    def _source(self, here: Endpoint | None, target: str) -> Source:
         from airflow_hpc_provider.endpoints import source_of_content
 
-        if endpoint is not None:
-            return endpoint.source()
+        if here is not None:
+            return here.source()
         return source_of_content(self.content, target.rpartition("/")[2])
 
+    def _as_archive(
+        self, client: Client, system: System, source: LocalFiles, target: str, **options: Any
+    ) -> Tree:
+        from airflow_hpc_provider.client.trees import upload_tree
 
-class HpcDownloadOperator(_TransferOperator):
-    """Stage out: copy a file from a system to the worker. It appears under its name when it is complete.
+        wait = self._wait(client, system)
+        with named.naming("local_path"):
+            return upload_tree(client, system, source, target, wait=wait, **options)
 
-    :param remote_path: absolute path on the system, or relative to the working directory of ``job``; or a
-        list. ``{job_id}`` in it stands for the job's id, ``{working_dir}`` for the connection's working
-        directory
+    def _in_archive(self, client: Client, system: System, here: Path, target: str, **options: Any) -> Moved:
+        """Upload one file under a name that no shell may see."""
+        directory, _, name = target.rpartition("/")
+        tree = self._as_archive(client, system, {name: here}, directory, **options)
+        return _moved(tree, target, system.max_direct_bytes)
+
+    def _swept(self, begun: Begun) -> Begun | None:
+        return begun
+
+
+class HpcDownloadOperator(_FilesOperator):
+    """Stage out: copy files from a system to the worker. A file appears under its name when it is complete.
+
+    Small files come directly, large ones through S3 staging. A directory, a glob, or a list that holds one
+    comes as one compressed archive, in about ten requests however many files it holds; their modes, times and
+    links are kept, and nothing appears before all of it is here. So does a file whose name the gateway cannot
+    be told, such as one with a quote in it.
+
+    A directory stands for what is in it, with or without a slash at its end: ``run/a.nc`` becomes
+    ``LOCAL_PATH/a.nc``. A glob stands for what it matches, by its path below the directory before the first
+    wildcard: of ``run/*/out.nc``, ``run/1/out.nc`` becomes ``LOCAL_PATH/1/out.nc``. In a list, files and
+    directories go by their last names.
+
+    :param remote_path: absolute path of a file, a directory or a glob on the system, or relative to the
+        working directory of ``job``; or a list. ``{job_id}`` in it stands for the job's id, ``{working_dir}``
+        for the connection's working directory
     :param local_path: file to make on the worker, or in a storage that Airflow reaches: a URL such as
         ``s3://conn_id@bucket/key`` or an ``ObjectStoragePath``, streamed without touching the worker's disk;
-        with a list, or ending in ``/``, the directory to copy into
+        with a list, or ending in ``/``, the directory to copy into; with a directory or a glob, the directory
+        of this worker to make or to merge with. A task that defers may go on on another worker: it writes
+        there
     :param job: output of the task that submitted a job: ``job=submit.output``
+    :param include: take only what matches this pattern, see :class:`HpcUploadOperator`
+    :param exclude: leave out of that what matches this pattern
+    :param max_bytes: how large all files together may be; more are refused before they travel, or when the
+        system cannot list them in time, before any of them appears
     :param make_parents: make the local directory if it is missing
     :param if_exists: what to do with a file that is there already, see :class:`HpcUploadOperator`
     :param verify: compare the sha256 of both sides, see :class:`HpcUploadOperator`
@@ -321,14 +490,29 @@ class HpcDownloadOperator(_TransferOperator):
     :param preserve_mode: give the copy the permissions of the original
     :param preserve_mtime: give the copy the time of the original
     :param account: account for the transfer job of a large file. Default: the connection's
+    :param deferrable: where the job of a large file is not over within five seconds, wait for it in the
+        triggerer, without holding a worker; without a Fernet key in the worker, since it has the URL to fetch
+        the file from. The jobs of archives are waited for in the worker.
+        Default: Airflow's ``[operators] default_deferrable``
     :param poll_interval: seconds between two looks at that job at the most
+    :param gateway_patience: seconds for which a gateway that cannot be asked about that job is waited for
     :param hpc_conn_id: id of a connection of type ``firecrest``
     :param system: name of the system. Default: that of ``job``, else the connection's
-    :return: system, remote path, local path, size in bytes, sha256 (None if skipped unseen), whether it was
-        staged, how it was verified and whether it was skipped; with a list, a list of these
+    :return: the same as :class:`HpcUploadOperator`
     """
 
-    template_fields: Sequence[str] = ("remote_path", "local_path", "job", "account", "system", "hpc_conn_id")
+    template_fields: Sequence[str] = (
+        "remote_path",
+        "local_path",
+        "job",
+        "include",
+        "exclude",
+        "max_bytes",
+        "account",
+        "system",
+        "hpc_conn_id",
+    )
+    _verb = "Downloaded"
 
     def __init__(
         self,
@@ -347,56 +531,168 @@ class HpcDownloadOperator(_TransferOperator):
         self.job = job
         self.make_parents = make_parents
 
-    def execute(self, context: Any) -> JSONObject | list[JSONObject]:
-        """Copy."""
-        from airflow_hpc_provider.client.paths import remote_path
-        from airflow_hpc_provider.client.staging import download_file
-        from airflow_hpc_provider.endpoints import endpoint_of
-
-        terms = self._terms(preserve_mtime=self.preserve_mtime)
-        job = _job_output(self.job, self.remote_path)
-        wanted, several = _listed(self.remote_path)
+    def _run(self, context: Any, progress: _Progress) -> JSONObject | list[JSONObject]:
+        terms, chosen = self._terms(preserve_mtime=self.preserve_mtime), self._chosen
+        job = named.job_output(self.job, self.remote_path)
+        wanted, several = named.listed(self.remote_path)
         for path in wanted:
-            _check_shape(path, relative=job is not None)
-        _check_distinct([path.rpartition("/")[2] for path in wanted], "remote_path")
-        local = endpoint_of(self.local_path)
-        into = several or local.is_directory_like
+            named.check_shape(path, relative=job is not None, archive=True)
+        named.check_distinct(
+            [path.rstrip("/").rpartition("/")[2] for path in wanted if not named.is_glob(path)], "remote_path"
+        )
+        local = named.endpoint(self.local_path)
         hook = self.hook
         with hook.client() as client:
             system = hook.system(client, self.system or (job or {}).get("system"))
-            base = job["working_directory"] if job else None
             sources = [
-                remote_path(
+                named.place(
                     hook.resolve_path(
                         client, system, path.replace("{job_id}", job["job_id"] if job else "{job_id}")
                     ),
                     "remote_path",
-                    base=base,
+                    base=job["working_directory"] if job else None,
+                    archive=True,
                 )
                 for path in wanted
             ]
-            if self.make_parents:
+            how: JSONObject = {
+                "account": self.account or hook.settings.account,
+                "terms": terms,
+                "pace": _pace(system, "down"),
+            }
+            found = [
+                named.look(client, system, *source) if number >= progress.started else named.Found(*source)
+                for number, source in enumerate(sources)
+            ]
+            if progress.fresh and self._is_tree(found, local, system, several=several, terms=terms):
+                tree = self._tree(context, client, system, found, local, several=several, **chosen, **how)
+                names = [one.path for one in found]
+                return self._summary(tree, system.name, names if several else names[0], str(local))
+            into = several or local.is_directory_like
+            targets = [local.below(one.name) if into else local for one in found]
+            self._check_size(progress.size + sum(one.stat.size for one in found if one.stat))
+            if self.make_parents and progress.fresh:
                 (local if into else local.parent()).make_directories()
-            account = self.account or hook.settings.account
-            wait = self._wait(client, system)
-            pace = _pace(system, "down")
-            done = []
-            with self._while_moving(context) as kept:
-                for source in sources:
-                    target = local.below(source.rpartition("/")[2]) if into else local
-                    moved = download_file(
-                        client,
-                        system,
-                        source,
-                        target.sink(),
-                        wait=wait,
-                        account=account,
-                        terms=terms,
-                        pace=pace,
-                        **kept,
-                    )
-                    done.append(self._report(moved, system.name, target, "Downloaded"))
+            pairs = list(zip(found, targets, strict=True))
+            steps = self._steps(client, system, pairs, how, fresh=not several)
+            done = self._move(context, client, system, steps, progress)
         return done if several else done[0]
+
+    def _is_tree(
+        self, found: Sequence[named.Found], local: Endpoint, system: System, *, several: bool, terms: Terms
+    ) -> bool:
+        """Whether it travels as an archive: it is more than files, or something is to be chosen."""
+        chooses, many = bool(self.include or self.exclude), any(one.is_many for one in found)
+        if chooses and not several and not many:
+            self._check_one_by_one()
+        is_tree = many or (chooses and bool(found))
+        if is_tree or any(named.needs_archive(one, system) for one in found):
+            what = "a directory, a glob" if is_tree else "a file whose name the gateway cannot be told"
+            named.check_archived(terms, what)
+            if local.local is None:
+                raise InvalidInputError(
+                    "local_path",
+                    f"{local} is in a storage; {what} travels as an archive, which is unpacked on this "
+                    "worker alone: give the files one by one, or a directory of the worker.",
+                )
+        return is_tree
+
+    def _tree(
+        self,
+        context: Any,
+        client: Client,
+        system: System,
+        found: Sequence[named.Found],
+        local: Endpoint,
+        *,
+        several: bool,
+        **options: Any,
+    ) -> Tree:
+        if self.make_parents:
+            local.parent().make_directories()
+        sources = [named.pattern_of(one) for one in found]
+        with self._while_moving(context) as kept:
+            return self._unpacked(
+                client, system, sources if several else sources[0], local, **options, abandon=kept["abandon"]
+            )
+
+    def _unpacked(
+        self,
+        client: Client,
+        system: System,
+        source: str | Sequence[str],
+        local: Endpoint | Path,
+        **options: Any,
+    ) -> Tree:
+        from airflow_hpc_provider.client.trees import download_tree
+
+        target, wait = Path(str(local)), self._wait(client, system)
+        with named.naming("remote_path"):
+            return download_tree(client, system, source, target, wait=wait, **options)
+
+    def _steps(
+        self,
+        client: Client,
+        system: System,
+        pairs: Sequence[tuple[named.Found, Endpoint]],
+        how: JSONObject,
+        *,
+        fresh: bool,
+    ) -> list[_Step]:
+        from airflow_hpc_provider.client.staging import begin_download, finish_download
+
+        wait = self._wait(client, system)
+
+        def begin(one: named.Found, target: Endpoint, kept: JSONObject) -> Moved | Begun:
+            sink = target.sink()
+            if named.needs_archive(one, system) and target.local is not None:
+                return self._in_archive(client, system, one, target.local, **how, abandon=kept["abandon"])
+            # Of a list, a file may have changed since.
+            stat = one.stat if fresh else None
+            return begin_download(client, system, one.path, sink, stat=stat, **how, **kept)
+
+        def finish(target: Endpoint, begun: Begun, ended: Job, kept: JSONObject) -> Moved:
+            return finish_download(client, system, begun, ended, target.sink(), wait=wait, **how, **kept)
+
+        return [
+            _Step(
+                here=target,
+                begin=functools.partial(begin, one, target),
+                finish=functools.partial(finish, target),
+            )
+            for one, target in pairs
+        ]
+
+    def _in_archive(
+        self, client: Client, system: System, one: named.Found, target: Path, **options: Any
+    ) -> Moved:
+        """Download one file whose name no shell may see."""
+        from airflow_hpc_provider.client.choices import HIDDEN
+
+        with tempfile.TemporaryDirectory(prefix=HIDDEN, dir=target.parent) as room:
+            tree = self._unpacked(
+                client, system, named.pattern_of(one), Path(room), max_bytes=self._most, **options
+            )
+            if len(tree.names) != 1 or tree.directories:
+                raise InvalidInputError(
+                    "remote_path",
+                    f"{one.path} is a directory whose name the gateway cannot be told: give the directory it "
+                    "is in, and its name as include.",
+                )
+            try:
+                (Path(room) / tree.names[0]).replace(target)
+            except OSError as error:
+                raise TransferError(f"{target} cannot be finished: {error.strerror}.") from error
+        return _moved(tree, one.path, system.max_direct_download_bytes)
+
+    def _defers(self, kept: JSONObject) -> bool:
+        keeper = kept["keeper"]
+        if self.deferrable and (keeper is None or not keeper.seals):
+            self.log.info(
+                "The job is waited for here: without a Fernet key nobody else could learn the file's URL."
+            )
+            return False
+        return self.deferrable
 
 
 def _pace(system: System, direction: str) -> Pace:
@@ -407,63 +703,8 @@ def _pace(system: System, direction: str) -> Pace:
     return Pace(told=functools.partial(metrics.transferred, system.name, direction))
 
 
-def _listed(given: Any) -> tuple[list[Any], bool]:
-    """What was given as a list, and whether it was one."""
-    several = isinstance(given, Sequence) and not isinstance(given, str)
-    return (list(given), True) if several else ([given], False)
+def _moved(tree: Tree, path: str, limit: int) -> Moved:
+    """What is told of a file that travelled in an archive; unpacking compared its checksum, if no sha256."""
+    from airflow_hpc_provider.client.staging import Moved
 
-
-def _check_distinct(names: list[str], field: str) -> None:
-    """In one directory the second file of a name would replace the first."""
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InvalidInputError(field, f"holds two files of the name {twice!r}; move them one by one.")
-
-
-def _local_file(path: Any) -> Endpoint:
-    """A place that names a file, or nothing is asked of the gateway. Storages are asked when it is opened."""
-    from airflow_hpc_provider.endpoints import endpoint_of
-
-    endpoint = endpoint_of(path)
-    if endpoint.local is None:
-        return endpoint
-    if not endpoint.local.exists():
-        raise InvalidInputError("local_path", f"{str(path)!r} does not exist on this worker.")
-    if not endpoint.local.is_file():
-        raise InvalidInputError(
-            "local_path", f"{str(path)!r} is no file; give files, or an archive of the directory."
-        )
-    return endpoint
-
-
-def _check_shape(path: Any, *, relative: bool = False) -> None:
-    """Refuse a bad remote path before the gateway is asked for anything."""
-    from airflow_hpc_provider.client.paths import remote_path
-
-    if isinstance(path, str) and path.startswith("{working_dir}"):
-        path = path.replace("{working_dir}", "/", 1)
-    if isinstance(path, str):
-        path = path.replace("{job_id}", "1")
-    remote_path(path, "remote_path", base="/" if relative else None)
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0] or "/"
-
-
-def _job_output(job: Any, path: Any) -> Mapping[str, Any] | None:
-    """The output of a submit task, checked; a job id alone does not tell where the job ran."""
-    from airflow_hpc_provider.client.jobs import check_job_id
-
-    if job is None:
-        if "{job_id}" in str(path):
-            raise InvalidInputError(
-                "job", "remote_path holds {job_id}, so the job must be given: job=submit.output."
-            )
-        return None
-    job_id = check_job_id(job, "job")
-    if not isinstance(job, Mapping) or not job.get("working_directory"):
-        raise InvalidInputError(
-            "job",
-            f"{job!r} is not the output of HpcSubmitJobOperator; give job=submit.output, or absolute paths.",
-        )
-    return {**job, "job_id": job_id}
+    return Moved(path=path, size=tree.size, sha256=None, staged=tree.packed > limit, verified="size")

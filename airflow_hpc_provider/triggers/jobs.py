@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_hpc_provider.hub import Hub
     from airflow_hpc_provider.logs import JobLogs
 
-__all__ = ["HpcJobTrigger"]
+__all__ = ["HpcJobTrigger", "HpcTransferTrigger"]
 
 
 # Kills under way: an event loop itself holds on to no task.
@@ -131,12 +131,14 @@ class HpcJobTrigger(HpcTrigger):
             self.log.exception("%s could not be cancelled.", self.watch.describe())
             raise
 
-    async def _cancel(self) -> None:
+    async def _cancel(self) -> bool:
+        """Cancel the job; False if it was over already."""
         from airflow_hpc_provider.client import jobs
 
         async with await HpcHook(self.hpc_conn_id).async_client(policy=RetryPolicy(attempts=3)) as client:
             cancelled = await client.send(jobs.cancel(self.watch.system, self.watch.job_id))
         self.log.info("%s %s.", self.watch.describe(), "cancelled" if cancelled else "was over already")
+        return cancelled
 
     async def _still_deferred(self) -> bool:
         """A slow triggerer has its triggers moved, and then calls ``on_kill`` as for a user's kill."""
@@ -151,6 +153,38 @@ class HpcJobTrigger(HpcTrigger):
         )
         key = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
         return bool(states.get(ti.run_id, {}).get(key) == "deferred")
+
+
+class HpcTransferTrigger(HpcJobTrigger):
+    """Waits for the job of a staged transfer; other parameters are those of :class:`HpcJobTrigger`.
+
+    :param upload: what the job writes on its system, as ``Begun.to_json`` tells: it is removed when the job
+        is cancelled amid it. None removes nothing
+    """
+
+    def __init__(self, *, upload: JSONObject | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.upload = upload
+
+    def serialize(self) -> tuple[str, JSONObject]:
+        """Class path and plain JSON arguments."""
+        path, arguments = super().serialize()
+        return path, arguments | {"upload": self.upload}
+
+    async def _cancel(self) -> bool:
+        cancelled = await super()._cancel()
+        if cancelled and self.upload is not None:
+            hook = HpcHook(self.hpc_conn_id)
+            await hook.load()
+            # Removing is the blocking client's: it is rare, and the connection is read already.
+            await asyncio.to_thread(self._sweep, hook)
+        return cancelled
+
+    def _sweep(self, hook: HpcHook) -> None:
+        from airflow_hpc_provider.client.staging import Begun, remove_unfinished
+
+        with hook.client(policy=RetryPolicy(attempts=3)) as client:
+            remove_unfinished(client, hook.system(client, self.watch.system), Begun.from_json(self.upload))
 
 
 async def _open(hpc_conn_id: str) -> AsyncClient:

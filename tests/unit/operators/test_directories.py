@@ -534,7 +534,7 @@ def test_a_copy_waits_in_the_triggerer(connected, there, monkeypatch):
 
     from airflow.sdk.exceptions import TaskDeferred
 
-    monkeypatch.setattr("airflow_hpc_provider.operators.directories._QUIET", 0.0)
+    monkeypatch.setattr("airflow_hpc_provider.operators.moving._QUIET", 0.0)
     fill(there, "tree/a")
     context = context_of("copy", store=Store())
     with pytest.raises(TaskDeferred) as deferral:
