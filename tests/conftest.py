@@ -7,10 +7,25 @@ from typing import Any
 import pytest
 from airflow_home import airflow_db, connect, connected, isolate, submitted
 from hypothesis import settings
+from live_slurm import make_slurm_gateway, slurm, slurm_gateway
+from tally import pytest_sessionfinish, pytest_terminal_summary
+from transfers import fernet, small_limits
 
 from airflow_hpc_provider.devgateway import Gateway
 
-__all__ = ["airflow_db", "connect", "connected", "submitted"]
+__all__ = [
+    "airflow_db",
+    "connect",
+    "connected",
+    "fernet",
+    "make_slurm_gateway",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+    "slurm",
+    "slurm_gateway",
+    "small_limits",
+    "submitted",
+]
 
 # Before anything imports Airflow: tests never touch the user's own.
 isolate()
@@ -21,9 +36,16 @@ settings.load_profile("steady")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Tests wait more than they compute. One running Airflow serves all of its tests, in one process."""
+    """Tests wait more than they compute. One running Airflow serves all of its tests, in one process.
+
+    Each process starts a Slurm of its own: two share the tests.
+    """
     chosen = config.option.markexpr
-    return 0 if "airflow" in chosen and "not airflow" not in chosen else 2 * (os.cpu_count() or 1)
+    few = {"airflow": 0, "slurm": 2}
+    return min(
+        (number for name, number in few.items() if name in chosen and f"not {name}" not in chosen),
+        default=2 * (os.cpu_count() or 1),
+    )
 
 
 @pytest.fixture(scope="session")

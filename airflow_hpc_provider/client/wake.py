@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from . import jobs
-from .errors import HpcError
+from .errors import HpcError, NotFoundError
 from .jobs import check_job_id
 from .session import Client
-from .states import JobState
 from .systems import System
 
 __all__ = ["command", "wake"]
@@ -58,11 +58,16 @@ def wake(client: Client, system: System, job_id: str) -> str:
     if system.rest_mode:
         why = f"system {system.name} cannot be told in REST mode"
         return f"Job {job_id} looks for the object once a minute: {why}."
+    state = None
     try:
-        state = client.send(jobs.get(system.name, job_id)).state
-        if state is not JobState.RUNNING:
+        # Accounting is seconds behind: a job that runs may be pending for it, or not be there at all.
+        with contextlib.suppress(NotFoundError):
+            state = client.send(jobs.get(system.name, job_id)).state
+        if state and state.final:
             return f"Job {job_id} is {state.value}: it needs no waking."
         client.send(jobs.attach(system.name, job_id, command(job_id)))
     except HpcError as error:
+        if state and state.waiting:
+            return f"Job {job_id} is {state.value}: it needs no waking."
         return f"Job {job_id} looks for the object once a minute: it could not be told. {error}"
     return f"Job {job_id} was told that the object is complete."

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -59,7 +60,7 @@ def slurm_is_there() -> bool:
 
 
 def _run(
-    command: list[str], text: str | None = None, env: dict[str, str] | None = None
+    command: list[str], text: str | None = None, env: dict[str, str] | None = None, **options: Any
 ) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(  # noqa: S603 - fixed commands, no shell
         command,
@@ -71,21 +72,34 @@ def _run(
         timeout=_SECONDS,
         check=False,
         env=env,
+        **options,
     )
 
 
+def _other_user(name: str) -> pwd.struct_passwd | None:
+    """Whom root acts for; nobody else may act for others."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return entry if os.geteuid() == 0 and entry.pw_uid != 0 else None
+
+
 class SlurmScheduler:
-    """Jobs of the process's own user in the Slurm of this machine."""
+    """Jobs in the Slurm of this machine: of the tokens' user where root runs the gateway, else of its own."""
 
     def __init__(self, user: User) -> None:
         self.user = user
         self.version = "22.05.8"
         self._cluster = ""
         self._submitted: list[str] = []
+        self._other = _other_user(user.name)
         # Slurm knows the process's own user, whatever name the tokens carry.
-        self._login = user_name(os.getuid())
+        self._login = self._other.pw_name if self._other else user_name(os.getuid())
 
     def start(self) -> None:
+        if self._other:
+            os.chown(self.user.home, self._other.pw_uid, self._other.pw_gid)
         match = re.search(r"\d+\.\d+\.\d+", self._said(["sinfo", "--version"]))
         self.version = match.group() if match else self.version
         cluster = re.search(r"ClusterName\s*=\s*(\S+)", self._said(["scontrol", "show", "config"]))
@@ -94,8 +108,8 @@ class SlurmScheduler:
     def stop(self) -> None:
         """Jobs do not outlive the gateway they came through."""
         if self._submitted:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                _run(["scancel", "--quiet", *self._submitted])
+            with contextlib.suppress(SchedulerError):
+                self._completed(["scancel", "--quiet", *self._submitted])
 
     def submit(self, submission: Submission) -> str:
         exported = ",".join(["ALL", *(f"{key}={value}" for key, value in submission.env.items())])
@@ -214,8 +228,17 @@ class SlurmScheduler:
         if command[0] == "sbatch":
             # The job would inherit it.
             del env["SLURM_TIME_FORMAT"]
+        options: dict[str, Any] = {}
+        if self._other:
+            # In a directory that this user may enter.
+            options = {
+                "user": self._other.pw_uid,
+                "group": self._other.pw_gid,
+                "extra_groups": (),
+                "cwd": "/",
+            }
         try:
-            return _run(command, text, env)
+            return _run(command, text, env, **options)
         except subprocess.TimeoutExpired:
             raise SchedulerError(_TOO_LATE, status=408) from None
 
