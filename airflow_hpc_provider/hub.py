@@ -43,7 +43,7 @@ from .client.retry import RetryPolicy
 from .client.session import AsyncClient
 from .watch import JobWatch, Verdict
 
-__all__ = ["POLICY", "Entry", "Hub", "Limits", "Plan", "hub_for", "next_tick", "plan"]
+__all__ = ["POLICY", "Entry", "Gate", "Hub", "Limits", "Plan", "gate_for", "hub_for", "next_tick", "plan"]
 
 log = logging.getLogger(__name__)
 
@@ -163,11 +163,20 @@ def _narrower(one: Window, other: Window) -> Window:
     return order[min(order.index(one), order.index(other))]
 
 
-class _Gate:
-    """When an identity may ask again: what a gateway says to one hub of it goes for all."""
+class Gate:
+    """When an identity may ask again: what a gateway says to one poll loop of it goes for all."""
 
     def __init__(self) -> None:
         self.closed_until = 0.0
+
+    def heed(self, error: HpcError, now: float) -> None:
+        """A gateway that asks for a pause gets it from all poll loops of the identity.
+
+        :param error: its answer
+        :param now: epoch seconds
+        """
+        if isinstance(error, ApiError) and error.retry_after:
+            self.closed_until = max(self.closed_until, now + min(error.retry_after, _LONGEST_PAUSE))
 
 
 class Hub:
@@ -185,12 +194,12 @@ class Hub:
         open_client: Opener,
         *,
         clock: Callable[[], float] = time.time,
-        gate: _Gate | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.open_client = open_client
         self._system = system
         self._clock = clock
-        self._gate = gate or _Gate()
+        self._gate = gate or Gate()
         self._entries: dict[Entry, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._client: AsyncClient | None = None
@@ -272,10 +281,7 @@ class Hub:
                 self._client = None
 
     def _heed(self, error: HpcError) -> None:
-        """A gateway that asks for a pause gets it from all hubs of the identity."""
-        if isinstance(error, ApiError) and error.retry_after:
-            asked = self._clock() + min(error.retry_after, _LONGEST_PAUSE)
-            self._gate.closed_until = max(self._gate.closed_until, asked)
+        self._gate.heed(error, self._clock())
 
     async def _stop(self) -> None:
         """End the poll loop; whoever comes meanwhile starts another one."""
@@ -531,7 +537,15 @@ def _of_gateway(error: HpcError) -> bool:
 
 
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], Hub]] = WeakKeyDictionary()
-_gates: WeakValueDictionary[tuple[str, ...], _Gate] = WeakValueDictionary()
+_gates: WeakValueDictionary[tuple[str, ...], Gate] = WeakValueDictionary()
+
+
+def gate_for(identity: tuple[str, ...]) -> Gate:
+    """The gate of a gateway identity, for as long as somebody holds on to it.
+
+    :param identity: URL of the gateway and who asks
+    """
+    return _gates.setdefault(identity, Gate())
 
 
 def hub_for(identity: tuple[str, ...], system: str, open_client: Opener) -> Hub:
@@ -547,7 +561,6 @@ def hub_for(identity: tuple[str, ...], system: str, open_client: Opener) -> Hub:
     for idle in [other for other, hub in hubs.items() if not hub.watched and other != key]:
         del hubs[idle]
     if key not in hubs:
-        gate = _gates.setdefault(identity, _Gate())
-        hubs[key] = Hub(system, open_client, gate=gate)
+        hubs[key] = Hub(system, open_client, gate=gate_for(identity))
     hubs[key].open_client = open_client
     return hubs[key]

@@ -25,6 +25,15 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": _modules("sensors", "jobs", "files", "systems"),
         "triggers": _modules("triggers", "jobs", "files", "systems"),
         "filesystems": ["airflow_hpc_provider.object_storage"],
+        "asset-uris": [
+            {
+                "schemes": ["hpc"],
+                "handler": "airflow_hpc_provider.assets.sanitize_uri",
+                "factory": "airflow_hpc_provider.assets.create_asset",
+                "to_openlineage_converter": "airflow_hpc_provider.assets.convert_asset_to_openlineage",
+            },
+        ],
+        "extra-links": ["airflow_hpc_provider.links.HpcJobLink"],
         "connection-types": [
             {
                 "connection-type": "firecrest",
@@ -100,6 +109,12 @@ def _extra_fields() -> dict[str, Any]:
             "label": "CA bundle",
             "description": "PEM file on Airflow's machines: the authority behind the gateway's certificate, "
             "such as /etc/ssl/centre-ca.pem",
+            "schema": _nullable("string"),
+        },
+        "ui_url": {
+            "label": "Web interface",
+            "description": "The centre's FirecREST UI, such as https://my.example.org, or the pattern of its "
+            "job pages, such as https://my.example.org/{system}/jobs/{job_id}; tasks link to it",
             "schema": _nullable("string"),
         },
         "timeout": {

@@ -18,6 +18,9 @@ _METHODS = ("client_secret_post", "client_secret_basic", "private_key_jwt")
 # What Airflow's API shows in place of a secret, and of every field with a name like one.
 _MASK = "***"
 
+_PLACEHOLDERS = {"account", "job_id", "system"}
+_SECRET = re.compile(r"(token|secret|passw|api_?key|auth)[^&]*=", re.IGNORECASE)
+
 
 class ConnectionLike(Protocol):
     """The parts of an Airflow connection that are read here."""
@@ -49,6 +52,7 @@ class Settings:
     :param account: account to charge where an operator names none
     :param working_dir: absolute path below which jobs get their working directories
     :param ca_bundle: file of CA certificates to trust
+    :param ui_url: the centre's web interface for people, or the pattern of its job pages
     :param timeout: seconds that connecting and each read may take
     :param max_requests_per_second: limit for everything in a process that uses this identity
     """
@@ -65,6 +69,7 @@ class Settings:
     account: str | None = None
     working_dir: str | None = None
     ca_bundle: str | None = None
+    ui_url: str | None = None
     timeout: float = 30.0
     max_requests_per_second: float | None = None
 
@@ -107,6 +112,7 @@ class Settings:
             account=_text(extra, "account"),
             working_dir=_text(extra, "working_dir"),
             ca_bundle=_text(extra, "ca_bundle"),
+            ui_url=_page(_text(extra, "ui_url"), conn_id),
             timeout=_positive(extra, "timeout") or 30.0,
             max_requests_per_second=_positive(extra, "max_requests_per_second"),
         )
@@ -197,6 +203,36 @@ def _url(field_name: str, value: Any, conn_id: str) -> str:
             field_name,
             f"{shown} would send tokens unencrypted to {url.hostname}; use https (connection {conn_id}).",
         )
+    return text
+
+
+def _page(text: str | None, conn_id: str) -> str | None:
+    """A URL, or the pattern of one, that anybody may see and open.
+
+    :raises InvalidInputError: it is none, or holds what nobody may see
+    """
+    if text is None:
+        return None
+    shown = repr(re.sub(r"//[^/]*@|(?<=[?#]).*", "***", text, flags=re.DOTALL))
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError as error:
+        raise InvalidInputError("ui_url", f"{shown} is no URL: {error} (connection {conn_id}).") from error
+    names = set(re.findall(r"{([^{}]*)}", text))
+    odd = re.search(r"[\s\\\x00-\x1f\x7f\"<>{}]", re.sub(r"{[^{}]*}", "", text))
+    if odd or url.scheme not in ("http", "https") or not url.hostname or "{" in url.netloc:
+        raise InvalidInputError("ui_url", f"{shown} is no http(s) URL (connection {conn_id}).")
+    if url.username is not None or _SECRET.search(url.query):
+        raise InvalidInputError("ui_url", f"must not hold credentials: everybody sees it ({conn_id}).")
+    if unknown := names - _PLACEHOLDERS:
+        raise InvalidInputError(
+            "ui_url",
+            f"{shown}: {', '.join(sorted(unknown)) or 'an empty name'} in braces is none of "
+            f"{', '.join(sorted(_PLACEHOLDERS))} (connection {conn_id}).",
+        )
+    if not names and (url.query or url.fragment):
+        raise InvalidInputError("ui_url", f"{shown} must end with its path (connection {conn_id}).")
     return text
 
 

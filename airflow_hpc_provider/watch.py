@@ -11,7 +11,7 @@ import fnmatch
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -20,6 +20,7 @@ from .client.calls import Call, JSONObject
 from .client.errors import ApiError, HpcError, NotFoundError, TokenError, UnauthorizedError
 
 if TYPE_CHECKING:
+    from .client.files import Entry
     from .client.jobs import Job
     from .client.states import JobState
     from .client.systems import System
@@ -35,6 +36,7 @@ __all__ = [
     "Watch",
     "follow",
     "follow_async",
+    "matching",
     "watch_from_json",
 ]
 
@@ -405,6 +407,25 @@ class JobWatch(Watch["Job | None"]):
         return told if self._stuck is None else f"{told}. {stuck(self._job.reason) or ''}".rstrip(". ")
 
 
+def matching(entries: Iterable[Entry], directory: str, glob: str) -> dict[str, tuple[int, int | str]]:
+    """Size and time of change of those files in a directory whose names match, by path.
+
+    :param entries: a listing of the directory, which may tell of more than a shell would match
+    :param directory: its absolute path
+    :param glob: pattern of file names, as in a shell
+    """
+    from .client.files import EntryKind
+
+    base, hidden = directory.rstrip("/"), glob.startswith(".")
+    return {
+        f"{base}/{entry.name}": (entry.size, entry.modified)
+        for entry in entries
+        if entry.kind is not EntryKind.DIRECTORY
+        and (hidden or not entry.name.startswith("."))
+        and fnmatch.fnmatchcase(entry.name, glob)
+    }
+
+
 @dataclass(kw_only=True)
 class FileWatch(Watch[dict[str, tuple[int, int | str]]]):
     """Until a path, or a file that matches a glob, is there and keeps its size.
@@ -428,7 +449,6 @@ class FileWatch(Watch[dict[str, tuple[int, int | str]]]):
         return f"{self.path}{'/' + self.glob if self.glob else ''} on system {self.system}"
 
     def look(self) -> Call[dict[str, tuple[int, int | str]]]:
-        from .client.files import EntryKind
         from .client.files import listing as list_directory
         from .client.files import stat as stat_file
 
@@ -436,14 +456,9 @@ class FileWatch(Watch[dict[str, tuple[int, int | str]]]):
             return stat_file(self.system, self.path, dereference=True).then(
                 lambda stat: {self.path: (stat.size, stat.modified)}
             )
-        base, glob = self.path.rstrip("/"), self.glob
-        hidden = glob.startswith(".")
-        return list_directory(self.system, self.path, hidden=hidden).then(
-            lambda entries: {
-                f"{base}/{entry.name}": (entry.size, entry.modified)
-                for entry in entries
-                if entry.kind is not EntryKind.DIRECTORY and fnmatch.fnmatchcase(entry.name, glob)
-            }
+        directory, glob = self.path, self.glob
+        return list_directory(self.system, directory, hidden=glob.startswith(".")).then(
+            lambda entries: matching(entries, directory, glob)
         )
 
     def decide(self, seen: dict[str, tuple[int, int | str]], now: float) -> Verdict | None:

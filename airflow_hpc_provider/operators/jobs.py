@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from airflow_hpc_provider.client.errors import (
     WatchError,
 )
 from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.links import HpcJobLink
 from airflow_hpc_provider.tasks import HpcTask, carried, deadline, default_deferrable
 from airflow_hpc_provider.triggers.jobs import HpcJobTrigger
 from airflow_hpc_provider.watch import JobWatch, Outcome, Verdict
@@ -50,7 +52,10 @@ class HpcSubmitJobOperator(HpcTask):
     """Submit a Slurm job through the gateway, wait for its end, and return what became of it.
 
     The job is found again by its name after a lost answer or a dead worker, so that it runs once. Its
-    working directory is made if it is missing.
+    working directory is made if it is missing. Afterwards the rendered fields of the task show under
+    ``submitted`` and ``submitted_script`` what was sent, with its ``#SBATCH`` lines; of ``env`` and ``array``
+    without the values of names like ``password`` or ``token``. Events of its outlets tell job id, name,
+    system, state and working directory.
 
     :param script: the job script: its text, or the name of a ``.sh``, ``.sbatch`` or ``.slurm`` file, found
         and rendered like any Airflow template
@@ -120,9 +125,20 @@ class HpcSubmitJobOperator(HpcTask):
         "after",
         "system",
         "hpc_conn_id",
+        "submitted_script",
+        "submitted",
     )
     template_ext: Sequence[str] = (".sh", ".sbatch", ".slurm")
-    template_fields_renderers = {"script": "bash", "sbatch_options": "json", "env": "json"}  # noqa: RUF012
+    template_fields_renderers = {  # noqa: RUF012
+        "script": "bash",
+        "sbatch_options": "json",
+        "env": "json",
+        "submitted_script": "bash",
+        "submitted": "json",
+    }
+    operator_extra_links = (HpcJobLink(),)
+    # What is submitted is known only when the task has run.
+    overwrite_rtif_after_execution = True
     ui_color = "#e8f0f7"
 
     def __init__(
@@ -193,6 +209,9 @@ class HpcSubmitJobOperator(HpcTask):
             raise InvalidInputError("log_limit", f"must be 1 byte or more, not {log_limit}.")
         self.log_interval = log_interval
         self.log_limit = log_limit
+        self.submitted_script: str | None = None
+        self.submitted: JSONObject | None = None
+        self.job_page: str | None = None
         self._job: tuple[str, str] | None = None
         self._stop: threading.Event | None = None
 
@@ -228,13 +247,17 @@ class HpcSubmitJobOperator(HpcTask):
 
     def execute_complete(self, context: Any, event: Any) -> JSONObject:
         """Take up the task after the trigger's verdict."""
+        from airflow_hpc_provider.submitted import kept
+
         verdict, carry = carried(event)
+        self.submitted_script, self.submitted = kept(context.get("task_state_store"))
+        self._link(context, carry)
         logs = self._logs(carry)
         with self._stoppable() as stop:
             with self.hook.client() as client:
                 self._show(client, verdict, logs)
                 if not self._goes_on(verdict, carry):
-                    return self._finish(client, verdict, carry, logs)
+                    return self._tell(context, self._finish(client, verdict, carry, logs))
             return self._run(context, stop)
 
     @contextlib.contextmanager
@@ -258,12 +281,14 @@ class HpcSubmitJobOperator(HpcTask):
         self._rules(self._request(self.system or hook.settings.system or "", _any_working_dir))
         with hook.client() as client:
             system = hook.system(client, self.system)
-            request = self._request(system.name, lambda path: hook.resolve_path(client, system, path))
+            resolve = functools.partial(hook.resolve_path, client, system)
+            request = self._request(system.name, resolve)
+            shown = self._request(system.name, resolve, masked=True)
             rules = self._rules(request)
             base = request.working_directory or hook.working_dir(client, system)
             account = hook.settings.account
 
-            def spec_for(name: str, variation: Variation) -> JobSpec:
+            def spec_for(name: str, variation: Variation, rules: Rules = rules) -> JobSpec:
                 return rules.request_for(variation).spec(
                     name,
                     base_directory=base,
@@ -272,9 +297,10 @@ class HpcSubmitJobOperator(HpcTask):
                     account=account,
                 )
 
+            shown_for = functools.partial(spec_for, rules=replace(rules, request=shown))
             while True:
                 submission, seen = self._submit(
-                    client, system.name, rules, spec_for, context=context, stop=stop
+                    client, system.name, rules, spec_for, shown_for, context=context, stop=stop
                 )
                 if stop.is_set():
                     self._stopped(client, context)
@@ -283,6 +309,7 @@ class HpcSubmitJobOperator(HpcTask):
                 carry = {
                     "system": system.name,
                     "job_id": submission.job_id,
+                    "account": spec.account,
                     "spec": {
                         key: getattr(spec, key) for key in ("name", "working_directory", "stdout", "stderr")
                     },
@@ -290,8 +317,10 @@ class HpcSubmitJobOperator(HpcTask):
                     "array": array,
                     "variation": submission.variation.to_json(),
                 }
+                self._link(context, carry)
                 if not self.wait:
-                    return self._result(client, Job(job_id=submission.job_id, state=JobState.PENDING), carry)
+                    pending = Job(job_id=submission.job_id, state=JobState.PENDING)
+                    return self._tell(context, self._result(client, pending, carry))
                 watch = JobWatch(
                     system=system.name,
                     job_id=submission.job_id,
@@ -309,14 +338,16 @@ class HpcSubmitJobOperator(HpcTask):
                     self._stopped(client, context)
                 self._show(client, verdict, logs)
                 if not self._goes_on(verdict, carry):
-                    return self._finish(client, verdict, carry, logs)
+                    return self._tell(context, self._finish(client, verdict, carry, logs))
 
     def on_kill(self) -> None:
         """Tell the waiting loop; whether the job is cancelled depends on why the process is killed."""
         if self._stop is not None:
             self._stop.set()
 
-    def _request(self, system: str, resolve: Callable[[str], str]) -> JobRequest:
+    def _request(self, system: str, resolve: Callable[[str], str], *, masked: bool = False) -> JobRequest:
+        """What the user asked for; masked, as it may be shown."""
+        from airflow_hpc_provider import submitted
         from airflow_hpc_provider.client.request import DEPENDENCIES, JobRequest, dependency
 
         options = self.sbatch_options
@@ -330,14 +361,14 @@ class HpcSubmitJobOperator(HpcTask):
             script=self.script,
             script_path=resolve(self.script_path) if self.script_path else self.script_path,
             sbatch_options=options,
-            env=self.env,
+            env=submitted.masked(self.env) if masked else self.env,
             job_name=self.job_name,
             working_directory=resolve(self.working_directory) if self.working_directory else None,
             account=self.account,
             partition=self.partition,
             stdout=self.stdout,
             stderr=self.stderr,
-            array=self.array,
+            array=submitted.masked(self.array) if masked else self.array,
             array_limit=self.array_limit,
         )
 
@@ -357,21 +388,32 @@ class HpcSubmitJobOperator(HpcTask):
         system: str,
         rules: Rules,
         spec_for: Callable[[str, Variation], JobSpec],
+        shown_for: Callable[[str, Variation], JobSpec],
         *,
         context: Any,
         stop: threading.Event,
     ) -> tuple[Submission, Job | None]:
         """The job that this task stands for, and what was seen of it a moment later."""
+        from airflow_hpc_provider import submitted
         from airflow_hpc_provider.client import files
         from airflow_hpc_provider.client.variation import Variation
         from airflow_hpc_provider.submission import Identity, Store, settle, submit_once
 
         ti = context["ti"]
-        store = Store(context.get("task_state_store"))
+        kept = context.get("task_state_store")
+        store = Store(kept)
         spec_for("check", Variation())  # refuses what this system would ignore before anything is made on it
         made: set[str] = set()
+        varied: dict[str, Variation] = {}
+        self.submitted_script, self.submitted = submitted.kept(kept)
+
+        def varying(name: str, variation: Variation) -> JobSpec:
+            varied[name] = variation
+            return spec_for(name, variation)
 
         def prepare(spec: JobSpec) -> None:
+            shown = shown_for(spec.name, varied[spec.name])
+            self.submitted_script, self.submitted = submitted.keep(kept, shown)
             for path in (
                 spec.working_directory,
                 *(p.rpartition("/")[0] for p in (spec.stdout, spec.stderr) if p),
@@ -383,7 +425,7 @@ class HpcSubmitJobOperator(HpcTask):
         submission = submit_once(
             client,
             system,
-            spec_for,
+            varying,
             prepare=prepare,
             base_name=rules.request.job_name or self.task_id,
             identity=Identity(
@@ -412,6 +454,26 @@ class HpcSubmitJobOperator(HpcTask):
             self._job = (system, submission.job_id)
             ti.xcom_push(key="job_id", value=submission.job_id)
         return submission, seen
+
+    def _link(self, context: Any, carry: JSONObject) -> None:
+        """Keep the address of the job's page, for as long as the task runs and afterwards."""
+        from airflow_hpc_provider.links import job_page
+
+        ui_url = self.hook.settings.ui_url
+        if ui_url is None:
+            return
+        self.job_page = job_page(
+            ui_url, system=carry["system"], job_id=carry["job_id"], account=carry.get("account")
+        )
+        context["ti"].xcom_push(key=HpcJobLink().xcom_key, value=self.job_page)
+
+    def _tell(self, context: Any, result: JSONObject) -> JSONObject:
+        """Tell the outlets of the job, and return its result."""
+        from airflow_hpc_provider.assets import tell_outlets
+
+        told = ("job_id", "name", "system", "state", "working_directory")
+        tell_outlets(context, self.outlets, [{name: result[name] for name in told}])
+        return result
 
     def _wait(
         self,

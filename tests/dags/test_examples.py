@@ -17,8 +17,9 @@ EXAMPLES = Path(__file__).parents[2] / "dags_examples"
 class Run:
     """An example that was run as a script, in a temporary directory of its own."""
 
-    def __init__(self, name: str, folder: Path, **environment: str) -> None:
+    def __init__(self, name: str, folder: Path, *, results: bool = True, **environment: str) -> None:
         self.folder = folder
+        self._left = ["airflow-hpc-results"] if results else []
         kept = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
         self.done = subprocess.run(
             [sys.executable, str(EXAMPLES / name)],
@@ -54,7 +55,7 @@ class Run:
         while (left := self.leftovers()) and time.monotonic() < end:
             time.sleep(0.1)
         assert left == [], "a process was left behind"
-        assert [path.name for path in self.folder.iterdir()] == ["airflow-hpc-results"]
+        assert [path.name for path in self.folder.iterdir()] == self._left
 
 
 def test_a_process_that_was_left_behind_would_be_found(tmp_path):
@@ -119,6 +120,14 @@ def test_quantum_espresso_computes_an_energy(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_new_file_fires_and_is_counted(tmp_path):
+    run = Run("on_new_file.py", tmp_path, results=False)
+    run.must_have_gone_well()
+    assert re.search(r"^The watcher fires: .*/inbox/energies\.csv', 'size': 12, ", run.output, re.MULTILINE)
+    assert re.search(r"3 rows in \S+/inbox/energies\.csv", run.output + run.done.stderr)
+
+
+@pytest.mark.slow
 def test_a_given_connection_is_used_instead_and_an_unhealthy_system_refused(tmp_path, make_gateway):
     import json
 
@@ -164,4 +173,4 @@ def test_all_parse_without_connection_gateway_network_or_the_packages_they_draw_
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = [line for line in done.stdout.splitlines() if line.startswith("DAG ")]
-    assert found == ["DAG ci_check 4", "DAG quantum_espresso 6", "DAG train_model 7"]
+    assert found == ["DAG ci_check 4", "DAG on_new_file 2", "DAG quantum_espresso 6", "DAG train_model 7"]

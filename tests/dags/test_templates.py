@@ -29,6 +29,9 @@ def dag(connected, connect, tmp_path, monkeypatch):
     monkeypatch.delenv("AIRFLOW_CONN_HPC_DEFAULT")
     monkeypatch.setattr(jobs, "_QUIET", 0.0)
     (tmp_path / "job.sh").write_text(SCRIPT)
+    (tmp_path / "tree").mkdir()
+    for name in ("a.txt", "b.txt", "Ada.txt", "c.dat"):
+        (tmp_path / "tree" / name).write_text(name)
     (connected.scratch / "templated").mkdir(exist_ok=True)
     (connected.scratch / "templated" / "other.sh").write_text("#!/bin/bash\ncat given.txt\n")
     params = {
@@ -56,6 +59,23 @@ def dag(connected, connect, tmp_path, monkeypatch):
             remote_path="{{ params.remote }}/{{ run_id }}/",
             account="{{ params.account }}",
             make_parents=True,
+            **WHERE,
+        )
+        HpcUploadOperator(
+            task_id="tree",
+            local_path="{{ params.local }}/tree",
+            remote_path="{{ params.remote }}/{{ run_id }}/tree",
+            include="*.{{ 'txt' }}",
+            exclude=["{{ params.name }}.*"],
+            max_bytes="{{ 100 }}",
+            **WHERE,
+        ) >> HpcDownloadOperator(
+            task_id="tree_back",
+            remote_path="{{ params.remote }}/{{ run_id }}/tree/*",
+            local_path="{{ params.local }}/{{ run_id }}-tree",
+            include=["{{ 'a' }}.txt"],
+            exclude="{{ params.name }}.*",
+            max_bytes="{{ 100 }}",
             **WHERE,
         )
         HpcUploadOperator(
@@ -133,7 +153,8 @@ def dag(connected, connect, tmp_path, monkeypatch):
 def test_every_template_field_is_a_template_here(dag):
     ours = [operator for operator in dag.task_dict.values() if isinstance(operator, HpcTask)]
     for kind in {type(operator) for operator in ours}:
-        for field in kind.template_fields:
+        # What was submitted is only shown: the operator itself fills these.
+        for field in (name for name in kind.template_fields if not name.startswith("submitted")):
             values = [getattr(operator, field) for operator in ours if type(operator) is kind]
             given = [value for value in values if value is not None]
             # The script is a template file, and a task's output is a template of its own.
@@ -152,6 +173,7 @@ def test_all_of_them_are_rendered(airflow_db, dag, connected, tmp_path):
     results = tmp_path / run.run_id
     assert (results / "Ada.out").read_text() == "hello, Ada.sh from Ada\n"
     assert (results / "given.txt").read_text() == "given\n"
+    assert [path.name for path in (tmp_path / f"{run.run_id}-tree").iterdir()] == ["a.txt"]
     folder = connected.scratch / "templated" / run.run_id
     assert (folder / "Ada.err").is_file()
     uploaded = (folder / "job.sh").read_text()

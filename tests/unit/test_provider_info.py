@@ -36,7 +36,17 @@ def test_matches_the_schema_read_at_run_time():
 
 
 @pytest.mark.parametrize(
-    "part", ["connection-types", "hooks", "integrations", "operators", "sensors", "triggers"]
+    "part",
+    [
+        "asset-uris",
+        "connection-types",
+        "extra-links",
+        "hooks",
+        "integrations",
+        "operators",
+        "sensors",
+        "triggers",
+    ],
 )
 def test_matches_the_strict_schema_of_airflow_developers(part):
     jsonschema.validate(INFO[part], airflow_schema("provider.yaml.schema.json")["properties"][part])
@@ -70,9 +80,23 @@ def test_no_module_of_the_package_is_forgotten():
         f"airflow_hpc_provider.{kind}.{file.name.removesuffix('.py')}"
         for kind in ("hooks", "operators", "sensors", "triggers")
         for file in package.joinpath(kind).iterdir()
-        if file.name.endswith(".py") and file.name not in ("__init__.py", "base.py")
+        if file.name.endswith(".py") and file.name not in ("__init__.py", "base.py", "moving.py", "named.py")
     }
     assert there == set(MODULES)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *INFO["extra-links"],
+        *(value for part in INFO["asset-uris"] for value in part.values() if isinstance(value, str)),
+    ],
+)
+def test_what_airflow_loads_by_its_path_is_there(path):
+    module, _, name = path.rpartition(".")
+    loaded = importlib.import_module(module)
+    assert callable(getattr(loaded, name))
+    assert name in loaded.__all__
 
 
 def test_hook_says_the_same():
@@ -123,6 +147,7 @@ def test_extra_fields_are_those_of_the_documentation():
         "account",
         "working_dir",
         "ca_bundle",
+        "ui_url",
         "timeout",
         "max_requests_per_second",
     ]

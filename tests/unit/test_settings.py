@@ -20,6 +20,7 @@ EXTRA_FIELDS = (
     "account",
     "working_dir",
     "ca_bundle",
+    "ui_url",
     "timeout",
     "max_requests_per_second",
 )
@@ -259,3 +260,47 @@ def test_a_connection_survives_its_way_through_a_uri(kind, host):
     made = kind(conn_id="hpc", **FULL | host | {"extra": json.dumps(FULL["extra"])})
     again = models.Connection(conn_id="hpc", uri=made.get_uri())
     assert Settings.from_connection(again) == Settings.from_connection(made)
+
+
+# --- the web interface ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://my.example.org",
+        "http://intranet/ui/",
+        "https://my.example.org/{system}/jobs/{job_id}",
+        "https://my.example.org/?job={job_id}#{account}",
+    ],
+)
+def test_a_web_interface_is_a_url_or_the_pattern_of_one(url):
+    assert read({"ui_url": f" {url} "}).ui_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "my.example.org",
+        "javascript:alert(1)",
+        "file:///etc/passwd",
+        "https://me:hunter2@my.example.org",
+        "https://me@my.example.org",
+        "https://my.example.org/?token=hunter2&job={job_id}",
+        "https://my.example.org/?API_KEY=hunter2",
+        "https://{system}.example.org/{job_id}",
+        "https://my.example.org/{password}",
+        "https://my.example.org/{}",
+        "https://my.example.org/{job_id",
+        "https://my.example.org/{system.__class__}",
+        "https://my.example.org/{system:>9}",
+        "https://my.example.org/?x=1",
+        "https://my.example.org/<script>",
+        "https://my example.org",
+        "https://my.example.org:x/",
+    ],
+)
+def test_what_nobody_may_open_or_see_is_no_web_interface(url):
+    error = refused({"ui_url": url})
+    assert error.field == "ui_url"
+    assert "hunter2" not in str(error)

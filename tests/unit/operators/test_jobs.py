@@ -910,3 +910,115 @@ def test_bad_input_is_refused_before_the_gateway_is_asked_for_anything(connected
         submit(**bad).execute(context_of())
     assert field in caught.value.field
     assert len(list(connected.requests)) == before
+
+
+# --- what is to be seen afterwards ---
+
+
+def in_two_processes(context, **options):
+    """Run a task as Airflow would: one that is resumed is another object. The last one, and its result."""
+    first = submit(**options)
+    if not first.deferrable:
+        return first, first.execute(context)
+    deferral = deferral_of(first, context)
+    event = asyncio.run(event_of(type(deferral.trigger)(**deferral.trigger.serialize()[1])))
+    second = submit(**options)
+    return second, getattr(second, deferral.method_name)(context, event=event.payload)
+
+
+def shown(operator) -> dict[str, Any]:
+    """The rendered fields as Airflow stores them at the end of a task."""
+    from airflow.sdk.execution_time.task_runner import _serialize_rendered_fields
+
+    assert operator.overwrite_rtif_after_execution
+    return _serialize_rendered_fields(operator)
+
+
+def received(gateway, job_id: str) -> str:
+    """The script as the gateway got it."""
+    return str(gateway.scheduler.metadata(job_id)[0]["script"])
+
+
+@MODES
+@pytest.mark.parametrize("array", [None, "0-1"], ids=["one", "array"])
+def test_the_rendered_fields_show_what_the_gateway_received(connected, deferrable, array):
+    operator, result = in_two_processes(
+        context_of(),
+        script="#!/bin/bash\n#SBATCH --ntasks=1\nsleep 1\n",
+        sbatch_options={"time": "00:05:00"},
+        env={"GREETING": "hello, world"},
+        array=array,
+        deferrable=deferrable,
+    )
+    fields = shown(operator)
+    sent = received(connected, result["job_id"])
+    assert fields["submitted_script"] == sent
+    assert "#SBATCH --time=00:05:00" in sent
+    assert "hello, world" in sent
+    assert fields["submitted"]["name"] == result["name"]
+    assert fields["submitted"]["workingDirectory"] == result["working_directory"]
+    assert fields["submitted"]["account"] == "staff"
+    assert "script" not in fields["submitted"]
+
+
+def test_the_rendered_fields_show_no_secret(connected):
+    secret = "it's $ecret"
+    operator = submit(
+        env={"API_TOKEN": secret, "PLAIN": "plain"},
+        array=[{"password": "hunter2-hunter2", "n": 1}, {"password": "hunter2-hunter2", "n": 2}],
+    )
+    context = context_of()
+    result = execute(operator, context)
+    sent = received(connected, result["job_id"])
+    assert "$ecret" in sent
+    assert "hunter2" in sent
+    told = json.dumps(shown(operator)) + json.dumps(context["task_state_store"])
+    assert "$ecret" not in told
+    assert "hunter2" not in told
+    assert "PLAIN=plain" in shown(operator)["submitted_script"]
+
+
+def test_a_retry_that_attaches_shows_what_the_first_try_sent(connected):
+    store, run_id = StateStore(), f"run-{os.urandom(4).hex()}"
+    first = submit(LONG, wait=False)
+    sent = execute(first, context_of(store=store, run_id=run_id))
+    second = submit(LONG, wait=False)
+    assert execute(second, context_of(store=store, run_id=run_id, try_number=2))["job_id"] == sent["job_id"]
+    assert shown(second)["submitted_script"] == received(connected, sent["job_id"])
+    connected.scheduler.cancel(sent["job_id"])
+
+
+def test_a_job_that_follows_with_more_shows_the_last_one(connected):
+    operator = submit(
+        "#!/bin/bash\n[ -e ../again ] && exit 0\ntouch ../again\nsleep 60\n",
+        working_directory="{working_dir}/escalated/run",
+        sbatch_options={"time": timedelta(seconds=2)},
+        escalate={"time": 10},
+    )
+    result = execute(operator, context_of())
+    assert "--time=00:00:20" in shown(operator)["submitted_script"]
+    assert shown(operator)["submitted_script"] == received(connected, result["job_id"])
+
+
+@MODES
+def test_the_task_links_to_its_job(connected, connect, deferrable):
+    connect(connected, ui_url="https://my.hpc.ch/{system}/{account}/{job_id}")
+    context = context_of()
+    operator, result = in_two_processes(context, deferrable=deferrable)
+    page = f"https://my.hpc.ch/embedded/staff/{result['job_id']}"
+    (link,) = operator.operator_extra_links
+    assert link.get_link(operator, ti_key=context["ti"]) == page
+    assert context["ti"].xcoms[link.xcom_key] == page
+
+
+@MODES
+def test_the_outlets_are_told_of_the_job(connected, deferrable):
+    from airflow.sdk import Asset
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+
+    asset, context = Asset("hpc://embedded/results"), context_of()
+    context["outlet_events"] = OutletEventAccessors()
+    result = execute(submit(deferrable=deferrable, outlets=[asset]), context)
+    told = ("job_id", "name", "system", "state", "working_directory")
+    assert context["outlet_events"][asset].extra == {name: result[name] for name in told}
+    assert result["state"] == "COMPLETED"
