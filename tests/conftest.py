@@ -32,6 +32,8 @@ isolate()
 
 # The same examples everywhere, and no failure because the machine is busy.
 settings.register_profile("steady", deadline=None, derandomize=True)
+# Where the same tests run once more, with other versions.
+settings.register_profile("quick", settings.get_profile("steady"), max_examples=5)
 settings.load_profile("steady")
 
 

@@ -14,7 +14,7 @@ from live_airflow import Airflow, CannotRunError, Gate, Run, job_states
 from airflow_hpc_provider.devgateway import Gateway
 
 # How many tasks are deferred at once where many are; fewer take less time on a small machine.
-os.environ.setdefault("HPC_TESTS_MANY", "200")
+os.environ.setdefault("HPC_TESTS_MANY", "300")
 
 
 @pytest.fixture(scope="session")

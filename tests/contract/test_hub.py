@@ -118,7 +118,8 @@ def test_retry_after_is_kept_by_all_of_an_identity(make_gateway):
     assert states(asyncio.run(main())) == ["COMPLETED"] * 5
     requests = gateway.requests.of("GET /compute/")
     limited = next(entry for entry in requests if entry.status == 429)
-    later = [entry.at for entry in requests if entry.at > limited.at]
+    # What was on its way already cannot be held back.
+    later = [entry.at for entry in requests if entry.at > limited.at + 0.1]
     assert min(later) >= limited.at + 2
 
 
@@ -126,9 +127,19 @@ def test_a_health_gate_that_closes_for_a_while_fails_nobody(make_gateway):
     gateway = make_gateway()
     ids = [submit(gateway) for _ in range(5)]
     gateway.set_health("scheduler", healthy=False)
-    threading.Timer(2.5, lambda: gateway.set_health("scheduler", healthy=True)).start()
+
+    def refused() -> list[float]:
+        return [entry.at for entry in gateway.requests.of("jobs") if entry.status == 503]
+
+    def heal() -> None:
+        while not refused():
+            time.sleep(0.05)
+        time.sleep(2)
+        gateway.set_health("scheduler", healthy=True)
+
+    threading.Thread(target=heal, daemon=True).start()
     assert states(wait_for(gateway, *ids)) == ["COMPLETED"] * 5
-    assert 2 <= len([entry for entry in gateway.requests.of("jobs") if entry.status == 503]) <= 5
+    assert 2 <= len(refused()) <= 5
 
 
 def test_jobs_that_the_list_leaves_out_are_asked_for_by_id(make_gateway):

@@ -1,5 +1,6 @@
 """The transport of large bodies against a server of plain sockets, which misbehaves on purpose."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -417,9 +418,14 @@ def test_a_refusal_amid_the_body_is_seen(serve, tmp_path, secure, reads):
         peer.answer(b"<Error/>", "403 Forbidden", "Connection: close")
 
     server = serve(handle, tls if secure else None)
+    answers = []
     with httpx.Client(transport=Wire(storage_trust(str(bundle))), timeout=10) as http:
-        answer = sent(http, server.url, *[b"x" * MIB] * 64)
-    assert (answer.status_code, answer.text) == (403, "<Error/>")
+        # Who ends a connection with a body unread resets it, and often takes the answer back by that.
+        for _ in range(10):
+            with contextlib.suppress(httpx.TransportError):
+                answers.append(sent(http, server.url, *[b"x" * MIB] * 64))
+    assert answers
+    assert {(answer.status_code, answer.text) for answer in answers} == {(403, "<Error/>")}
 
 
 def test_a_refusal_whose_text_is_lost_is_one_all_the_same(serve, http):
