@@ -8,7 +8,7 @@ import pytest
 from airflow_home import airflow_db, connect, connected, isolate, submitted
 from hypothesis import settings
 from live_slurm import make_slurm_gateway, slurm, slurm_gateway
-from tally import pytest_sessionfinish, pytest_terminal_summary
+from tally import pytest_runtest_makereport, pytest_sessionfinish, pytest_terminal_summary
 from transfers import fernet, small_limits
 
 from airflow_hpc_provider.devgateway import Gateway
@@ -19,6 +19,7 @@ __all__ = [
     "connected",
     "fernet",
     "make_slurm_gateway",
+    "pytest_runtest_makereport",
     "pytest_sessionfinish",
     "pytest_terminal_summary",
     "slurm",

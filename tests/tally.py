@@ -2,17 +2,26 @@
 
 import os
 from collections import Counter
+from typing import Any
 
 import pytest
 
-__all__ = ["pytest_sessionfinish", "pytest_terminal_summary"]
+__all__ = ["pytest_runtest_makereport", "pytest_sessionfinish", "pytest_terminal_summary"]
 
 MARKERS = ("slow", "slurm", "airflow")
 NEED_SERVICES = ("slurm", "airflow")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
+    report = yield
+    found = [name for name in MARKERS if item.get_closest_marker(name)]
+    report.user_properties.append(("marker", found[-1] if found else "default"))
+    return report
+
+
 def marker_of(report: pytest.TestReport) -> str:
-    return next((name for name in reversed(MARKERS) if name in report.keywords), "default")
+    return str(dict(report.user_properties).get("marker", "default"))
 
 
 def reports(config: pytest.Config, outcome: str) -> list[pytest.TestReport]:
@@ -33,7 +42,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     tally = {
         outcome: Counter(marker_of(report) for report in reports(config, outcome))
         for outcome in ("passed", "failed", "skipped")

@@ -1,9 +1,12 @@
 """What people see: the connections page, a job's log and its links, in a real browser."""
 
+import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -137,3 +140,49 @@ def test_a_job_that_ran_can_be_read_in_the_browser(page, launch, shoot):
     page.goto(task)
     expect(lines).to_have_count(5)
     shoot(page, "task-log")
+
+
+class Site(BaseHTTPRequestHandler):
+    """The centre's web interface."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(f"<h1>The centre's page</h1><p>{self.path}</p>".encode())
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_what_ran_is_shown_and_its_page_is_a_click_away(page, airflow, shoot, site):
+    given = airflow.gateway.connection()
+    extra = json.dumps(given["extra"] | {"ui_url": site})
+    airflow.call("POST", "connections", json=given | {"connection_id": "hpc_linked", "extra": extra})
+    try:
+        run = airflow.trigger("linked")
+        run.wait("success", timeout=120)
+    finally:
+        airflow.call("DELETE", "connections/hpc_linked")
+    task = f"/dags/linked/runs/{run.run_id}/tasks/job"
+    page.goto(f"{task}/rendered_templates")
+    expect(page.get_by_text("#SBATCH --time=00:05:00").first).to_be_visible()
+    expect(page.get_by_text("#SBATCH --ntasks=1").first).to_be_visible()
+    assert "tell-nobody" not in page.content()
+    shoot(page, "task-rendered-script")
+    page.goto(f"{task}/details")
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Job page").click()
+    expect(opened.value.get_by_role("heading", name="The centre's page")).to_be_visible()
+    job_id = airflow.call("GET", f"dags/linked/dagRuns/{run.run_id}/taskInstances/job/xcomEntries/job_id")
+    path = f"/compute/systems/embedded/accounts/staff/jobs/{job_id['value']}"
+    expect(opened.value.get_by_text(path, exact=True)).to_be_visible()
+    shoot(opened.value, "job-page")
