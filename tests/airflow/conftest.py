@@ -20,7 +20,9 @@ os.environ.setdefault("HPC_TESTS_MANY", "300")
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway that can run hundreds of jobs at once."""
-    with Gateway(tmp_path_factory.mktemp("cluster"), scheduler="local", job_cpus=1000) as started:
+    # A transfer job that nobody wakes looks for its object that often, in seconds.
+    options = {"job_cpus": 1000, "ingress_poll": 12}
+    with Gateway(tmp_path_factory.mktemp("cluster"), scheduler="local", **options) as started:
         yield started
 
 

@@ -350,7 +350,11 @@ def fetched(talk, sink, **given):
         return receive(reach(at(port)), sink, len(CONTENT), pace=PACE, **given)
 
 
-@pytest.mark.parametrize("content", [b"", b"1", CONTENT, os.urandom(CHUNK), os.urandom(2 * CHUNK + 1)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"1", CONTENT, os.urandom(CHUNK), os.urandom(2 * CHUNK + 1)],
+    ids=["empty", "one byte", "less than a piece", "one piece", "two pieces and a byte"],
+)
 def test_a_file_goes_in_whole_pieces_between_first_and_last_message(content):
     kept = Kept()
     with peer(kept) as port:

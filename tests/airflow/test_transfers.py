@@ -1,0 +1,48 @@
+"""Uploads whose job is waited for in the triggerer of a running Airflow."""
+
+import os
+
+import pytest
+from live_airflow import until
+
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def upload(airflow, tmp_path):
+    """A run of the DAG once it is deferred, what it sends, and where to."""
+    source = tmp_path / "large.bin"
+    source.write_bytes(os.urandom(6 * 1024 * 1024))
+    folder = airflow.gateway.home / f"upload-{tmp_path.name}"
+    folder.mkdir()
+    run = airflow.trigger("upload", source=str(source), target=str(folder / "large.bin"))
+    run.wait_for("deferred")
+    yield run, source, folder / "large.bin"
+    run.end()
+
+
+def transfer_states(airflow, folder):
+    return [
+        record.state
+        for record in airflow.gateway.scheduler.records()
+        if record.name == "IngressFileTransfer" and record.submitted >= folder.stat().st_ctime - 1
+    ]
+
+
+def test_an_upload_frees_the_worker_and_arrives(upload):
+    run, source, target = upload
+    run.wait("success")
+    assert target.read_bytes() == source.read_bytes()
+    assert [path.name for path in target.parent.iterdir()] == ["large.bin"]
+    log = "\n".join(run.log())
+    assert "100 %" in log
+    assert "X-Amz-Signature" not in log
+    told = run.task()
+    assert told["try_number"] == 1
+
+
+def test_an_upload_that_a_user_ends_meanwhile_leaves_neither_job_nor_file(upload, airflow):
+    run, _, target = upload
+    run.set_state("failed")
+    until(lambda: "CANCELLED" in str(transfer_states(airflow, target.parent)), 90, airflow.tails)
+    until(lambda: not list(target.parent.iterdir()), 30, lambda: list(target.parent.iterdir()))
