@@ -118,6 +118,8 @@ def test_a_suspended_job_is_not_over(task, slurm, connected):
     running.wait_for("RUNNING")
     slurm.run("scontrol", "suspend", running.job_id)
     assert running.wait_for("SUSPENDED").state is JobState.SUSPENDED
+    # Slurm says so before its processes are stopped.
+    time.sleep(2)
     (connected.home / f"go-{running.job_id}").touch()
     time.sleep(2)
     assert not running.over
