@@ -21,7 +21,7 @@ os.environ.setdefault("HPC_TESTS_MANY", "300")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway that can run hundreds of jobs at once."""
     # A transfer job that nobody wakes looks for its object that often, in seconds.
-    options = {"job_cpus": 1000, "ingress_poll": 12}
+    options = {"job_cpus": 1000, "ingress_poll": 45}
     with Gateway(tmp_path_factory.mktemp("cluster"), scheduler="local", **options) as started:
         yield started
 
