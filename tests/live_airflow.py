@@ -504,6 +504,11 @@ class Run:
         until(lambda: self.task(task_id)["state"] in states, timeout, self._told)
         return self.task(task_id)
 
+    def wait_for_trigger(self, task_id: str = "job") -> None:
+        """Wait until a triggerer runs the trigger of a task: before that, Airflow tells nobody of an end."""
+        self.wait_for("deferred", task_id=task_id)
+        until(lambda: any("starting" in line for line in self.log(task_id)), 60, self._told, pause=0.5)
+
     def _told(self) -> str:
         told = [f"{self.dag_id} {self.run_id}: {self.state}"]
         for task in self.tasks()[:20]:

@@ -161,7 +161,7 @@ def test_what_users_do_to_deferred_tasks_happens_to_their_jobs(launch):
         launch(dag_id) for dag_id in ("deferred", "deferred", "deferred", "deferred_kept")
     )
     for work in (failed, succeeded, cleared, kept):
-        work.run.wait_for("deferred")
+        work.run.wait_for_trigger()
     kept.run.set_state("failed")
     failed.run.set_state("failed")
     succeeded.run.set_state("success")

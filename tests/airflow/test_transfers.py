@@ -19,7 +19,7 @@ def upload(airflow, tmp_path):
     folder = airflow.gateway.home / f"upload-{tmp_path.name}"
     folder.mkdir()
     run = airflow.trigger("upload", source=str(source), target=str(folder / "large.bin"))
-    run.wait_for("deferred")
+    run.wait_for_trigger()
     yield run, source, folder / "large.bin", since
     run.end()
 
