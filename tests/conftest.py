@@ -53,7 +53,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One gateway with local jobs for the whole session: use names and folders of your own."""
+    """One gateway with local jobs for all tests: use names and folders of your own."""
     with Gateway(tmp_path_factory.mktemp("gateway"), scheduler="local") as started:
         yield started
 

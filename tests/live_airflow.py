@@ -417,7 +417,7 @@ class Airflow:
         return (
             all(health[name]["status"] == "healthy" for name in wanted)
             and len(self.alive_triggerers()) == len(self.triggerers)
-            and len(self.dags()) >= len(parsed - {"standalone"})
+            and {Path(dag["fileloc"]).stem for dag in self._dags()} >= parsed - {"standalone"}
         )
 
     def _all_alive(self) -> None:
@@ -453,7 +453,10 @@ class Airflow:
         return answer.json() if answer.content else None
 
     def dags(self) -> set[str]:
-        return {dag["dag_id"] for dag in self.call("GET", "dags", params={"limit": 100})["dags"]}
+        return {dag["dag_id"] for dag in self._dags()}
+
+    def _dags(self) -> list[dict[str, Any]]:
+        return list(self.call("GET", "dags", params={"limit": 100})["dags"])
 
     def trigger(self, dag_id: str, **conf: Any) -> "Run":
         """Start a DAG run."""

@@ -339,6 +339,6 @@ def make_slurm_gateway(slurm: Slurm) -> Iterator[Callable[..., Gateway]]:
 
 @pytest.fixture(scope="session")
 def slurm_gateway(slurm: Slurm) -> Iterator[Gateway]:
-    """One gateway on Slurm for the whole session: use names and folders of your own."""
+    """One gateway on Slurm for all tests: use names and folders of your own."""
     with slurm.gateway() as started:
         yield started
