@@ -335,8 +335,8 @@ def _by_name(
     if not found or [job.job_id for job in found] == [ours]:
         return found[0] if found else None
     first, own = _whole(client, system, found[0], ours)
-    for twin in found if own else []:
-        if twin.job_id not in own and not twin.state.final:
+    for twin in found[1:] if own else []:
+        if twin.job_id not in own | {first.job_id} and not twin.state.final:
             log.warning("Job %s has the same name as job %s: cancelled.", twin.job_id, first.job_id)
             client.send(jobs.cancel(system, twin.job_id))
     return first

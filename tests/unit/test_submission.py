@@ -600,6 +600,25 @@ def test_an_element_of_our_own_array_is_no_twin_while_the_array_cannot_be_seen_b
     assert gateway.requests.count("cancel") == 0
 
 
+def test_an_array_that_the_gateway_tells_of_by_its_elements_alone_is_adopted(task, gateway):
+    job_id = task.by_hand(ARRAY)
+    task.remember(script=ARRAY)
+    whole = replace(jobs.get(task.system, job_id), read=read_json)
+    records = task.client.send(whole)["jobs"]
+    elements = [record for record in records if "_" in record["jobId"]]
+    assert elements
+    # A second job of the name, or its ids would not be asked for.
+    twin = {
+        **elements[0],
+        "jobId": str(int(job_id) + 900),
+        "status": {**elements[0]["status"], "state": "COMPLETED"},
+    }
+    gateway.faults.respond(200, {"jobs": [*elements, twin]}, on="jobs")
+    gateway.faults.respond(200, {"jobs": elements}, on="job")
+    assert task.submit(ARRAY).job_id == job_id
+    assert gateway.requests.count("cancel") == 0
+
+
 def test_a_job_alone_costs_one_request_to_settle(task, gateway):
     ours = task.submit()
     gateway.requests.clear()
