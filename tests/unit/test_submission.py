@@ -34,6 +34,7 @@ RUNS = "#!/bin/sh\nexec sleep 60\n"
 SUCCEEDS = "#!/bin/sh\n"
 FAILS = "#!/bin/sh\nexit 3\n"
 ARRAY = "#!/bin/sh\n#SBATCH --array=0-5%3\nexec sleep 60\n"
+ACTIVE = ("PENDING", "RUNNING")
 POLICY = RetryPolicy(attempts=3, base=0.01)
 
 
@@ -51,6 +52,11 @@ def gateway(started):
     started.requests.clear()
     yield started
     started.faults.clear()
+    # Else the jobs of one test would sooner or later hold the CPUs that another one waits for.
+    for system in started.systems:
+        scheduler = started.scheduler_of(system)
+        for job_id in {record.base_id for record in scheduler.records() if record.state in ACTIVE}:
+            scheduler.forget(job_id)
 
 
 @pytest.fixture
@@ -162,11 +168,7 @@ class Task:
         return {record.base_id: record.state for record in records}
 
     def active(self, generation=0, system=None):
-        return [
-            job_id
-            for job_id, state in self.all(generation, system).items()
-            if state in ("PENDING", "RUNNING")
-        ]
+        return [job_id for job_id, state in self.all(generation, system).items() if state in ACTIVE]
 
     def wait(self, job_id):
         until = time.monotonic() + 10
