@@ -1,6 +1,6 @@
 # Debian's Slurm on one machine, for three services: the embedded gateway, the cluster behind the real
 # FirecREST, and the TLS front of both. Each has its start-up file in start/.
-FROM debian:12-slim
+FROM debian:12.12-slim
 
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
