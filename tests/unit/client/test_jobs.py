@@ -31,7 +31,7 @@ from airflow_hpc_provider.client.jobs import (
 )
 from airflow_hpc_provider.client.states import JobState
 
-# Recorded bodies of real gateways, where the team keeps them; the project itself does without.
+# Recorded bodies of real gateways, if they lie beside the project; it does without.
 RECORDED = Path(__file__).parents[4] / "shared" / "contract" / "responses"
 
 START, END = 1795320761, 1795320843
