@@ -76,23 +76,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
         with gateway:
-            _announce(gateway, options.write_env, json_only=options.print_connection)
+            _keep(gateway, options.write_env)
+            if options.print_connection or not known[1]:
+                _announce(gateway, json_only=options.print_connection)
+            where = f"files in {gateway.root}{f'; its secret is that of {_SECRET}' if known[1] else ''}"
+            sys.stderr.write(f"FirecREST v2 for demos and tests on {gateway.url}; {where}\n")
             signal.sigwait(ends)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
     return 0
 
 
-def _announce(gateway: Gateway, env_file: Path | None, *, json_only: bool) -> None:
-    connection = json.dumps(gateway.connection())
+def _keep(gateway: Gateway, env_file: Path | None) -> None:
     if env_file is not None:
         env_file.touch(mode=0o600)
-        env_file.write_text(f"AIRFLOW_CONN_HPC_DEFAULT={shlex.quote(connection)}\n", encoding="utf-8")
+        connection = shlex.quote(json.dumps(gateway.connection()))
+        env_file.write_text(f"AIRFLOW_CONN_HPC_DEFAULT={connection}\n", encoding="utf-8")
+
+
+def _announce(gateway: Gateway, *, json_only: bool) -> None:
+    """Print the connection. A secret that was given is known where it is needed; nobody wants it in a log."""
+    connection = json.dumps(gateway.connection())
     if json_only:
         sys.stdout.write(f"{connection}\n")
     else:
         sys.stdout.write(f"export AIRFLOW_CONN_HPC_DEFAULT={shlex.quote(connection)}\n")
-        sys.stderr.write(f"FirecREST v2 for demos and tests on {gateway.url}; files in {gateway.root}\n")
     sys.stdout.flush()
 
 

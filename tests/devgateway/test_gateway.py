@@ -128,6 +128,16 @@ def test_the_command_serves_until_it_is_told_to_end(tmp_path):
     assert (tmp_path / "env").stat().st_mode & 0o777 == 0o600
 
 
+def test_the_command_does_not_repeat_a_secret_that_it_was_given(tmp_path):
+    given = {"HPC_DEVGATEWAY_CLIENT_ID": "airflow", "HPC_DEVGATEWAY_CLIENT_SECRET": "c4nary"}
+    with run_main("--root", str(tmp_path), "--scheduler", "local", **given) as process:
+        line = process.stderr.readline()
+        assert "HPC_DEVGATEWAY_CLIENT_SECRET" in line
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=10)
+    assert "c4nary" not in line + "".join(rest)
+
+
 def test_the_command_refuses_other_hosts_without_known_secrets():
     with run_main("--host", "0.0.0.0", "--allow-remote") as process:
         _, stderr = process.communicate(timeout=10)
