@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_every_command_in_the_readme_starts_something_that_is_there():
 
 def test_the_gate_runs_the_tests_as_the_readme_says():
     assert "run uv run pytest\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_table_of_what_is_proven_names_the_versions_that_are_tested():
+    locked = {one["name"]: one for one in tomllib.loads((ROOT / "uv.lock").read_text())["package"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (lowest,) = (one for one in project["dependencies"] if one.startswith("apache-airflow>="))
+    rows = README.partition("What it proves:")[2].partition("\n\nThe embedded")[0].splitlines()[4:]
+    newest = locked["apache-airflow"]["version"]
+    assert [re.search(r"\d+\.\d+\.\d+", row)[0] for row in rows] == [
+        newest,
+        re.search(r">=(\d+\.\d+)", lowest)[1] + ".0",
+        *[newest] * (len(rows) - 2),
+    ]
 
 
 def test_the_readme_names_every_connection_field():
