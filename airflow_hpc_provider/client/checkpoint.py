@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ _KEY = "hpc_transfer"
 # A presigned URL's signature is 32 bytes that nothing can compress: a page of this many URLs, compressed,
 # encrypted and twice in base64, has about half of the 64 KiB that the task state store allows.
 _PAGE = 500
+_KINDS = ("urls", "tags")
 
 
 class Keeper(Protocol):
@@ -85,92 +87,113 @@ class Journal:
         if self._keeper is not None:
             self._keeper.set(self._key, {"generation": self._keeper.generation, "about": dict(about)})
 
-    def keep_urls(self, urls: Sequence[str]) -> bool:
+    def keep_urls(self, job_id: str, urls: Sequence[str]) -> bool:
         """Write URLs down, encrypted; False if that is not possible.
 
+        :param job_id: the transfer job that they belong to
         :param urls: presigned URLs
         """
         if self._keeper is None or not self._keeper.seals:
             return False
         for number, page in enumerate(_pages(urls)):
-            sealed = self._keeper.seal(zlib.compress(json.dumps(page).encode(), 9))
+            sealed = self._keeper.seal(_packed(job_id, page))
             if sealed is None:
                 return False
-            self._keeper.set(f"{self._key}_urls_{number}", sealed)
+            self._keeper.set(self._page("urls", number), sealed)
         return True
 
-    def urls(self, count: int) -> list[str] | None:
+    def urls(self, job_id: str, count: int) -> list[str] | None:
         """The URLs written down; None if one is missing or cannot be decrypted.
 
+        :param job_id: the transfer job that they belong to
         :param count: how many there must be
         """
         found: list[str] = []
         if self._keeper is None:
             return None
         for first in range(0, count, _PAGE):
-            sealed = self._keeper.get(f"{self._key}_urls_{first // _PAGE}")
-            page = _read(self._keeper.unseal(sealed) if isinstance(sealed, str) else None)
+            sealed = self._keeper.get(self._page("urls", first // _PAGE))
+            page = _read(job_id, self._keeper.unseal(sealed) if isinstance(sealed, str) else None)
             if not page:
                 return None
             found += page
         return found if len(found) == count else None
 
-    def keep_tags(self, tags: Mapping[int, str], count: int) -> None:
+    def keep_tags(self, job_id: str, tags: Mapping[int, str]) -> None:
         """Write down which parts the storage has.
 
+        :param job_id: the transfer job that they belong to
         :param tags: tag of each part that it has, by its index
-        :param count: parts in all
         """
         if self._keeper is None:
             return
-        for number, page in enumerate(_pages([tags.get(index, "") for index in range(count)])):
-            packed = base64.b64encode(zlib.compress(json.dumps(page).encode(), 9)).decode()
-            key = f"{self._key}_tags_{number}"
-            if any(page) and self._written.get(key) != packed:
+        # Whole pages, so that none is written again for what a later one holds.
+        known = -(-(max(tags, default=-1) + 1) // _PAGE) * _PAGE
+        for number, page in enumerate(_pages([tags.get(index, "") for index in range(known)])):
+            packed = base64.b64encode(_packed(job_id, page)).decode()
+            key = self._page("tags", number)
+            if self._written.get(key) != packed:
                 self._keeper.set(key, packed)
                 self._written[key] = packed
 
-    def tags(self, count: int) -> dict[int, str]:
+    def tags(self, job_id: str, count: int) -> dict[int, str]:
         """The tags written down, by index.
 
+        :param job_id: the transfer job that they belong to
         :param count: parts in all
         """
         found: dict[int, str] = {}
         if self._keeper is None:
             return found
         for first in range(0, count, _PAGE):
-            packed = self._keeper.get(f"{self._key}_tags_{first // _PAGE}")
+            packed = self._keeper.get(self._page("tags", first // _PAGE))
             try:
-                page = _read(base64.b64decode(packed, validate=True)) if isinstance(packed, str) else None
+                raw = base64.b64decode(packed, validate=True) if isinstance(packed, str) else None
             except binascii.Error:
-                page = None
-            found |= {first + index: tag for index, tag in enumerate(page or []) if tag}
+                raw = None
+            found |= {first + index: tag for index, tag in enumerate(_read(job_id, raw) or []) if tag}
         return {index: tag for index, tag in found.items() if index < count}
 
-    def forget(self, count: int, *, all_of_it: bool = True) -> None:
-        """Remove the pages of a transfer that is over.
+    def forget(self) -> None:
+        """Remove all that is written down of a transfer."""
+        if self._keeper is not None:
+            self.forget_pages()
+            self._keeper.delete(self._key)
 
-        :param count: its parts
-        :param all_of_it: the first page, too
-        """
+    def forget_pages(self) -> None:
+        """Remove the URLs and tags of a transfer; what was saved of it stays."""
         if self._keeper is None:
             return
         self._written.clear()
-        for number in range(-(-count // _PAGE)):
-            self._keeper.delete(f"{self._key}_urls_{number}")
-            self._keeper.delete(f"{self._key}_tags_{number}")
-        if all_of_it:
-            self._keeper.delete(self._key)
+        for kind in _KINDS:
+            # From the last to the first: who is broken off amid this leaves none that is not found again.
+            for number in reversed(range(self._count(kind))):
+                self._keeper.delete(self._page(kind, number))
+
+    def _count(self, kind: str) -> int:
+        """How many pages of a kind there are: there is none behind a gap."""
+        pages = itertools.count()
+        return next(n for n in pages if self._keeper is None or self._keeper.get(self._page(kind, n)) is None)
+
+    def _page(self, kind: str, number: int) -> str:
+        """Key of a page."""
+        return f"{self._key}_{kind}_{number}"
 
 
 def _pages(items: Sequence[str]) -> Iterator[list[str]]:
     return (list(items[first : first + _PAGE]) for first in range(0, len(items), _PAGE))
 
 
-def _read(packed: bytes | None) -> list[str] | None:
-    """A page's items, or None if it cannot be read."""
+def _packed(job_id: str, items: Sequence[str]) -> bytes:
+    return zlib.compress(json.dumps([job_id, *items]).encode(), 9)
+
+
+def _read(job_id: str, packed: bytes | None) -> list[str] | None:
+    """A page's items, or None if it cannot be read or is another job's."""
     try:
         page = json.loads(zlib.decompress(packed)) if packed else None
     except (zlib.error, ValueError):
         return None
-    return page if isinstance(page, list) and all(isinstance(item, str) for item in page) else None
+    if not isinstance(page, list) or not all(isinstance(item, str) for item in page):
+        return None
+    return page[1:] if page[:1] == [job_id] else None

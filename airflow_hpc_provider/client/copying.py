@@ -147,7 +147,7 @@ def copy(
         return begun
 
     def clean() -> None:
-        Journal(keeper, begun.key).forget(0)
+        Journal(keeper, begun.key).forget()
         _sweep(client, system, begun, wait=wait, account=account)
 
     with given_up(client, begun.job, abandon, clean):
@@ -237,10 +237,10 @@ def finish_copy(
             raise failed(f"{begun.source} was not {done} to {begun.target} on system {system.name}", problem)
     except TransferError:
         # Any other error leaves open whether it is done: another try will look again.
-        journal.forget(0)
+        journal.forget()
         _sweep(client, system, begun, wait=wait, account=account)
         raise
-    journal.forget(0)
+    journal.forget()
     return _copied(system, begun)
 
 
@@ -307,7 +307,7 @@ def _earlier(client: Client, system: System, journal: Journal) -> Copied | Copyi
             if job.state.succeeded or not job.state.final:
                 log.info("Going on with job %s of an earlier try.", job.job_id)
                 return begun
-    journal.forget(0)
+    journal.forget()
     if begun.move and _arrived(client, system, begun):
         log.info("%s was moved to %s by an earlier try.", begun.source, begun.target)
         return _copied(system, begun)

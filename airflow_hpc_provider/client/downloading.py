@@ -93,7 +93,7 @@ class Download:
             else:
                 sink.leave()
             raise
-        self._journal.forget(1)
+        self._journal.forget()
         return Moved(path=self._source, size=begun.size, sha256=digest, staged=True, verified=verified)
 
     def _skips(self, stat: Stat) -> Moved | None:
@@ -156,9 +156,9 @@ class Download:
             moved = stream_down(self._side, self._source, stat, self._sink, name=self._name, note=note)
         except BaseException as error:
             if self._side.abandon(error):
-                self._journal.forget(1)
+                self._journal.forget()
             raise
-        self._journal.forget(1)
+        self._journal.forget()
         return moved
 
     def _stage(self, stat: Stat, delivery: Delivery | None = None) -> Begun:
@@ -175,7 +175,7 @@ class Download:
         )
         with given_up(side.client, plan.job, side.abandon, self._discard):
             log.info("Staging %s out: %s, job %s.", self._source, amount(stat.size), plan.job.job_id)
-            self._journal.keep_urls([plan.url])
+            self._journal.keep_urls(plan.job.job_id, [plan.url])
             if delivery is None:
                 place, spans = self._left(begun)
                 self._note(begun, Delivery(stat.size, spans), place)
@@ -190,7 +190,7 @@ class Download:
         if begun is None:
             return None
         job = self._side.job_state(begun.job)
-        urls = self._journal.urls(1)
+        urls = self._journal.urls(begun.job.job_id, 1)
         same = ours and (begun.size, begun.modified) == (stat.size, stat.modified)
         if same and urls and job is not None and (job.state.succeeded or not job.state.final):
             log.info("Going on with the download of an earlier try: job %s.", begun.job.job_id)
@@ -206,7 +206,7 @@ class Download:
         side, sink = self._side, self._sink
         delivery = self._resumed(begun)
         for renewal in range(_RENEWALS + 1):
-            url = begun.url or next(iter(self._journal.urls(1) or ()), None)
+            url = begun.url or next(iter(self._journal.urls(begun.job.job_id, 1) or ()), None)
             if url is None:
                 raise TransferError(f"Where {self._source} was staged to is not known any more.")
             there = delivery.spans.total
@@ -291,7 +291,7 @@ class Download:
             with contextlib.suppress(TransferError):
                 self._sink.start(0, place)
         self._sink.discard()
-        self._journal.forget(1)
+        self._journal.forget()
 
 
 def _begun_in(about: JSONObject | None) -> Begun | None:

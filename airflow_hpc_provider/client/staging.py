@@ -138,7 +138,7 @@ def finish_upload(
     except (TransferError, NotFoundError):
         # Any other error leaves open whether the copy is good: another try will look again.
         sweep(side, begun)
-        journal.forget(0)
+        journal.forget()
         raise
     if begun.mode is not None:
         client.send(files.change_mode(system.name, begun.path, begun.mode & _PERMISSIONS))

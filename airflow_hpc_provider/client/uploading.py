@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from . import files, transfers
@@ -159,7 +160,7 @@ class Upload:
             moved, seen = stream_up(self._side, self._source, self._target, name=self._name, note=note)
         except BaseException as error:
             if self._side.abandon(error):
-                self._journal.forget(0)
+                self._journal.forget()
             raise
         note_done(self._journal, moved, seen)
         return moved
@@ -176,7 +177,7 @@ class Upload:
                     raise
                 # Only whoever signed the URLs can sign others, and the gateway does so for new uploads only.
                 log.warning("%s The storage takes no more parts of this upload: it starts over.", error)
-                self._journal.forget(0)
+                self._journal.forget()
         raise AssertionError("unreachable")  # pragma: no cover
 
     def _earlier(self, there: Stat | None) -> Moved | Begun | _Sent | None:
@@ -198,9 +199,9 @@ class Upload:
                 log.info("Job %s of an earlier try has all of %s.", job.job_id, self._source.name)
                 return sent.begun
             if about["phase"] == "parts" and not job.state.final:
-                urls = self._journal.urls(sent.count + 1)
+                urls = self._journal.urls(job.job_id, sent.count + 1)
                 if urls is not None:
-                    tags = self._journal.tags(sent.count)
+                    tags = self._journal.tags(job.job_id, sent.count)
                     log.info(
                         "Going on with an earlier try: %d of %d parts of %s are uploaded, job %s waits.",
                         *(len(tags), sent.count, self._source.name, job.job_id),
@@ -208,7 +209,7 @@ class Upload:
                     return replace(sent, urls=urls, tags=tags)
         if job is not None and not job.state.final:
             cancel_transfer(side.client, sent.begun)
-        self._journal.forget(sent.count)
+        self._journal.forget()
         return None
 
     def _send(self, there: Stat | None, earlier: _Sent | None) -> Begun:
@@ -229,7 +230,7 @@ class Upload:
                 pace=side.pace,
                 trust=side.client.storage_trust,
                 again=earlier is not None,
-                saved=lambda tags: self._journal.keep_tags(tags, sent.count),
+                saved=partial(self._journal.keep_tags, sent.begun.job.job_id),
             )
             begun = replace(sent.begun, sha256=digest)
             self._journal.save(self._about("joined", replace(sent, begun=begun)))
@@ -265,14 +266,14 @@ class Upload:
             if until is not None and until - time.time() < _SHORT:
                 log.info("The storage takes parts for %d s.", until - time.time())
             # First the URLs: a record without them could not be gone on with.
-            if not self._journal.keep_urls(sent.urls) and side.keeper is not None:
+            if not self._journal.keep_urls(plan.job.job_id, sent.urls) and side.keeper is not None:
                 log.info("There is no Fernet key to keep the upload's URLs with: a retry would start over.")
             self._journal.save(self._about("parts", sent))
         return sent
 
     def _given_up(self, sent: _Sent) -> contextlib.AbstractContextManager[None]:
         side = self._side
-        return given_up(side.client, sent.begun.job, side.abandon, lambda: self._journal.forget(sent.count))
+        return given_up(side.client, sent.begun.job, side.abandon, self._journal.forget)
 
     def _about(self, phase: str, sent: _Sent) -> JSONObject:
         return {
@@ -313,7 +314,7 @@ def note_done(journal: Journal, moved: Moved, seen: Stat) -> None:
         return
     known = {key: about[key] for key in ("source", "target", "system")}
     journal.save(known | {"phase": "done", "seen": list(identity(seen)), "moved": asdict(moved)})
-    journal.forget(int(about["count"]), all_of_it=False)
+    journal.forget_pages()
 
 
 def _done_before(there: Stat | None, about: JSONObject) -> Moved | None:

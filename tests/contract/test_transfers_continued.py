@@ -213,6 +213,21 @@ def test_a_job_that_has_all_the_parts_is_adopted(gateway, client, system, source
     assert moved.sha256 == digest(source.read_bytes()) == digest(target.read_bytes())
 
 
+def test_nothing_of_an_upload_that_went_wrong_is_taken_for_a_later_one(
+    gateway, client, system, source, target, keeper, wait
+):
+    def spoiled(job_id):
+        job = wait(job_id)
+        target.write_bytes(b"?" * SIZE)
+        return job
+
+    with pytest.raises(TransferError, match="has sha256"):
+        upload_file(client, system, source, str(target), wait=spoiled, keeper=keeper, pace=PACE)
+    assert keeper.keys == []
+    moved = upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE)
+    assert moved.sha256 == digest(target.read_bytes())
+
+
 def test_a_gateway_that_is_away_after_the_job_ended_costs_no_second_upload(
     gateway, client, system, source, target, keeper, wait
 ):

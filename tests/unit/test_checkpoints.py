@@ -35,19 +35,19 @@ def test_urls_are_kept_encrypted_and_found_again(key):
     context = context_of(store=store)
     keeper = TaskKeeper.of(context)
     assert keeper.seals
-    assert Journal(keeper, "up").keep_urls(["https://storage/x?X-Amz-Signature=5ec2e7"])
+    assert Journal(keeper, "up").keep_urls("7", ["https://storage/x?X-Amz-Signature=5ec2e7"])
     assert "Signature" not in str(store)
-    assert Journal(TaskKeeper.of(context), "up").urls(1) == ["https://storage/x?X-Amz-Signature=5ec2e7"]
-    Journal(keeper, "up").forget(1)
+    assert Journal(TaskKeeper.of(context), "up").urls("7", 1) == ["https://storage/x?X-Amz-Signature=5ec2e7"]
+    Journal(keeper, "up").forget()
     assert store == {}
 
 
 def test_another_key_reads_nothing(key):
     key(Fernet.generate_key().decode())
     store = Store()
-    Journal(TaskKeeper(store, "1"), "up").keep_urls(["https://x"])
+    Journal(TaskKeeper(store, "1"), "up").keep_urls("7", ["https://x"])
     key(Fernet.generate_key().decode())
-    assert Journal(TaskKeeper(store, "1"), "up").urls(1) is None
+    assert Journal(TaskKeeper(store, "1"), "up").urls("7", 1) is None
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -56,7 +56,7 @@ def test_without_a_key_nothing_secret_is_kept(key):
     store = Store()
     keeper = TaskKeeper.of(context_of(store=store))
     assert not keeper.seals
-    assert not Journal(keeper, "up").keep_urls(["https://x"])
+    assert not Journal(keeper, "up").keep_urls("7", ["https://x"])
     assert (store, keeper.unseal("x"), keeper.seal(b"x")) == ({}, None, None)
 
 
