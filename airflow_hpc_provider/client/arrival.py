@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from . import files, jobs, transfers
+from .calls import JSONObject
 from .checkpoint import Keeper
 from .errors import (
     ApiError,
@@ -31,23 +35,36 @@ from .transfers import TransferJob
 
 __all__ = [
     "PERMISSIONS",
+    "Identity",
     "Side",
+    "cancel_intended",
     "cancel_transfer",
     "check_transfer_job",
     "compare_size",
     "given_up",
     "identity",
+    "intent",
     "leaves",
     "move",
     "needs_staging",
     "parent",
+    "remove_written",
     "sweep",
     "verify",
+    "wrote",
 ]
 
 log = logging.getLogger(__name__)
 
 PERMISSIONS = 0o777
+#: Inode, size and time of a file.
+Identity: TypeAlias = tuple[int, int, int]
+
+# A job that was cancelled may write for a moment. A killed worker has five seconds in all.
+_DIES_WITHIN = 2.0
+_LOOK_AGAIN = 0.25
+# A file may bear a time so many seconds later than the end of the job that wrote it.
+_END_IS_LATE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +86,18 @@ class Side:
             return None
 
     def job_state(self, job: TransferJob) -> Job | None:
-        """A job as it is, if it can still be known."""
+        """A job as it is; None if the gateway does not know it, or refuses to tell: then it is cancelled.
+
+        :raises HpcError: it cannot tell now
+        """
         try:
             return self.client.send(jobs.get(job.system, job.job_id))
         except HpcError as error:
+            if error.transient:
+                raise
             log.info("Job %s of an earlier try: %s", job.job_id, error)
+            if not isinstance(error, NotFoundError):
+                cancel_transfer(self.client, job)
             return None
 
     def checksum(self, path: str) -> str | None:
@@ -100,6 +124,23 @@ def cancel_transfer(client: Client, begun: Begun | TransferJob) -> None:
             log.info("Transfer job %s cancelled.", job.job_id)
     except HpcError as error:
         log.warning("Transfer job %s could not be cancelled. %s", job.job_id, error)
+
+
+def intent(path: str) -> JSONObject:
+    """What a record says before the start of a transfer job, whose id its client may never learn.
+
+    :param path: what the job is started for
+    """
+    return {"path": path, "at": time.time()}
+
+
+def cancel_intended(side: Side, what: Literal["upload", "download"], about: JSONObject) -> None:
+    """Cancel the job, if there is one, amid whose start an earlier try ended.
+
+    :param about: a record with an intent
+    """
+    log.info("An earlier try ended amid the start of a transfer job, which is looked for.")
+    transfers.cancel_orphan(side.client, side.system.name, what, about["path"], about["at"])
 
 
 @contextlib.contextmanager
@@ -280,9 +321,36 @@ def sweep(side: Side, begun: Begun) -> None:
         log.warning("What is left of %s on system %s could not be removed: %s", landing, system.name, error)
 
 
+def remove_written(side: Side, begun: Begun) -> None:
+    """Remove what the cancelled or broken job of an upload has written; what is not of its making stays.
+
+    :param begun: the upload
+    """
+    until = time.monotonic() + _DIES_WITHIN
+    with contextlib.suppress(HpcError):
+        while (job := side.job_state(begun.job)) is not None and not job.state.final:
+            if time.monotonic() > until:
+                log.info("Job %s still ends.", begun.job.job_id)
+                break
+            time.sleep(_LOOK_AGAIN)
+    sweep(side, begun)
+
+
+def wrote(side: Side, begun: Begun, job: Job | None) -> bool:
+    """Whether the job of an upload may have written what is there by now, or pieces of it.
+
+    :param job: its last record; None if that is gone
+    """
+    there = side.stat(begun.path)
+    if job is None or job.start is None or there is None:
+        return job is None or job.start is not None
+    end = job.end.timestamp() + _END_IS_LATE if job.end else math.inf
+    return int(job.start.timestamp()) <= there.modified <= end
+
+
 def _pieces(side: Side, begun: Begun, landing: str) -> list[str]:
     """What is left of the pieces that the job joins; no file of such a name that is older than the job."""
-    job = side.job_state(begun.job)
+    job = side.job_state(begun.job) if begun.parts else None
     if job is None or job.start is None:
         return []
     since = int(job.start.timestamp())
@@ -299,7 +367,7 @@ def compare_size(system: System, path: str, there: int, here: int) -> None:
         raise TransferError(f"{path} on system {system.name} has {there} bytes, here it has {here}.")
 
 
-def identity(stat: Stat) -> tuple[int, int, int]:
+def identity(stat: Stat) -> Identity:
     return stat.inode, stat.size, stat.modified
 
 

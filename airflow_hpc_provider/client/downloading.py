@@ -12,10 +12,12 @@ from . import files, transfers
 from .arrival import (
     PERMISSIONS,
     Side,
+    cancel_intended,
     cancel_transfer,
     check_transfer_job,
     compare_size,
     given_up,
+    intent,
     leaves,
     needs_staging,
     verify,
@@ -149,8 +151,11 @@ class Download:
     def _streamed(self, stat: Stat) -> Moved:
         """All of it at once: a stream cannot be gone on with."""
 
-        def note(begun: Begun) -> None:
-            self._note(begun, Delivery(begun.size), None)
+        def note(begun: Begun | str) -> None:
+            if isinstance(begun, str):
+                self._journal.save({"phase": "intent"} | intent(begun))
+            else:
+                self._note(begun, Delivery(begun.size), None)
 
         try:
             moved = stream_down(self._side, self._source, stat, self._sink, name=self._name, note=note)
@@ -186,6 +191,9 @@ class Download:
     def _adopted(self, stat: Stat) -> Begun | None:
         """The job of an earlier try, if it is any good."""
         about, ours = self._journal.load()
+        if about is not None and about.get("phase") == "intent":
+            cancel_intended(self._side, "download", about)
+            self._journal.forget()
         begun = _begun_in(about)
         if begun is None:
             return None

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from . import files, jobs
-from .arrival import Side, cancel_transfer, check_transfer_job, given_up, move, sweep, verify
+from . import files
+from .arrival import Side, cancel_transfer, check_transfer_job, given_up, move, remove_written, sweep, verify
 from .checkpoint import Journal, Keeper
 from .downloading import Download
-from .errors import HpcError, NotFoundError, TransferError
+from .errors import NotFoundError, TransferError
 from .files import Stat
 from .jobs import Job
 from .moving import Pace
@@ -54,8 +53,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PERMISSIONS = 0o777
-# A job that was cancelled may write for so many seconds more.
-_DIES_WITHIN = 5.0
 
 
 def _always(_: BaseException) -> bool:
@@ -216,14 +213,7 @@ def remove_unfinished(client: Client, system: System, begun: Begun) -> None:
 
     :param begun: the upload
     """
-    until = time.monotonic() + _DIES_WITHIN
-    with contextlib.suppress(HpcError):
-        while not client.send(jobs.get(begun.job.system, begun.job.job_id)).state.final:
-            if time.monotonic() > until:
-                log.info("Job %s still ends.", begun.job.job_id)
-                break
-            time.sleep(0.5)
-    sweep(_side(client, system), begun)
+    remove_written(_side(client, system), begun)
 
 
 def _side(

@@ -30,8 +30,8 @@ __all__ = ["Note", "clear", "stream_down", "stream_up"]
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Note = Callable[[Begun], None]
-"""Writes down which job is under way, so that another process can clean up after this one."""
+Note = Callable[[Begun | str], None]
+"""Writes down for which path a job starts, and then which one, for another process to clean up after this."""
 
 # Seconds between two looks at a job: at first soon, then at leisure.
 _FIRST_LOOK = 0.25
@@ -50,7 +50,7 @@ def stream_up(
     :param source: open for reading
     :param target: absolute path of the file to make; replaced if it is there
     :param name: under which the transfer is written down
-    :param note: told of each job
+    :param note: told of each job, and before of its path
     :return: what was moved, and the file as it is
     :raises TransferError: no try brought it there whole
     """
@@ -65,9 +65,9 @@ def _send_once(side: Side, source: Source, target: str, name: str, note: Note) -
     client, system = side.client, side.system
     # A name that the job's script can bear unquoted.
     landing = f"{parent(target).rstrip('/')}/.{secrets.token_hex(8)}.part"
-    plan = transfers.start_once(
-        client, transfers.start_stream_upload(system.name, landing, account=side.account)
-    )
+    call = transfers.start_stream_upload(system.name, landing, account=side.account)
+    note(landing)
+    plan = transfers.start_once(client, call)
     begun = Begun(
         job=plan.job,
         path=target,
@@ -101,7 +101,7 @@ def stream_down(
     :param stat: the file as it was last seen
     :param sink: where it goes to, not started
     :param name: under which the transfer is written down
-    :param note: told of each job
+    :param note: told of each job, and before of its path
     :raises TransferError: no try brought it here whole
     """
     _warn(side.system.name)
@@ -120,6 +120,7 @@ def stream_down(
 
 def _receive_once(side: Side, source: str, stat: Stat, sink: Sink, *, name: str, note: Note) -> Moved:
     call = transfers.start_stream_download(side.system.name, source, account=side.account)
+    note(source)
     plan = transfers.start_once(side.client, call)
     begun = Begun(job=plan.job, path=source, size=stat.size, modified=stat.modified, name=name)
     with _given_up(side, begun, sink.discard):

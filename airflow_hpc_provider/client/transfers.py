@@ -24,6 +24,7 @@ __all__ = [
     "StreamPlan",
     "TransferJob",
     "UploadPlan",
+    "cancel_orphan",
     "compress",
     "copy",
     "extract",
@@ -278,7 +279,8 @@ def start_once(
 
     The job of an upload, or of a stream, would hold its allocation until its time limit. It is found by the
     path in its script, and cancelled only if there is just one that it can be: job records do not tell who
-    started them. The job of any other download ends by itself and is left alone.
+    started them. The job of any other download ends by itself and is left alone. Nor does a job stay when the
+    caller is killed amid this.
 
     :param client: an open client
     :param call: one that starts an upload or a download
@@ -293,13 +295,19 @@ def start_once(
         attempt, began = attempt + 1, clock()
         try:
             return client.send(call)
-        except HpcError as error:
-            if not error.ambiguous:
+        except BaseException as error:
+            failure = error if isinstance(error, HpcError) else None
+            if failure is not None and not failure.ambiguous:
                 raise
-            log.warning("%s Its job may have been submitted all the same.", error)
+            log.warning(
+                "%s Its job may have been submitted all the same.", failure or f"{call.doing}: ended."
+            )
             if _waits(call):
-                _cancel_orphan(client, call, began, sleep)
-            delay = policy.delay(attempt, error, replayable=True)
+                lost = call.system or "", call.path.rpartition("/")[2], str((call.json or {})["path"])
+                if not cancel_orphan(client, *lost, began):
+                    sleep(_LOOK_AGAIN)
+                    cancel_orphan(client, *lost, began)
+            delay = policy.delay(attempt, failure, replayable=True) if failure is not None else None
             if delay is None:
                 raise
             sleep(delay)
@@ -311,21 +319,31 @@ def _waits(call: Call[Any]) -> bool:
     return call.path.endswith("/upload") or method == "streamer"
 
 
-def _cancel_orphan(client: Client, call: Call[Any], began: float, sleep: Callable[[float], None]) -> None:
-    """Cancel the job that a lost answer told of."""
-    system, target = call.system or "", str((call.json or {})["path"])
-    name = _NAMES[call.path.rpartition("/")[2]]
+def cancel_orphan(client: Client, system: str, what: str, target: str, since: float) -> bool:
+    """Cancel the job of a transfer whose id was never learned; says so, and fails for nothing.
+
+    :param client: an open client
+    :param system: where it may be
+    :param what: ``upload`` or ``download``
+    :param target: the path that it was started for
+    :param since: epoch seconds at which it was started
+    :return: False if there is none, or not yet
+    """
+    name, found = _NAMES[what], list[str]()
     try:
-        found = _waiting_jobs(client, system, name, target, began)
-        if not found:
-            sleep(_LOOK_AGAIN)
-            found = _waiting_jobs(client, system, name, target, began)
+        found = _waiting_jobs(client, system, name, target, since)
         if len(found) == 1 and client.send(jobs.cancel(system, found[0])):
             log.info("Transfer job %s, which waited for the same file, cancelled.", found[0])
         elif found:
             log.warning("Jobs %s wait for %s; whose they are nobody can tell.", ", ".join(found), target)
     except HpcError as error:
-        log.warning("Whether a job waits for %s cannot be learned: %s", target, error)
+        log.warning(
+            "Whether a job waits for %s cannot be learned: %s If one does, it is called %s and holds its "
+            "allocation until its time limit.",
+            *(target, error, name),
+        )
+        return True
+    return bool(found)
 
 
 def _waiting_jobs(client: Client, system: str, name: str, target: str, since: float) -> list[str]:

@@ -14,24 +14,29 @@ from typing import Any
 from . import files, transfers
 from .arrival import (
     PERMISSIONS,
+    Identity,
     Side,
+    cancel_intended,
     cancel_transfer,
     given_up,
     identity,
+    intent,
     leaves,
     needs_staging,
     parent,
+    remove_written,
     verify,
+    wrote,
 )
 from .calls import JSONObject
 from .checkpoint import Journal
-from .errors import InvalidInputError, TransferError
+from .errors import HpcError, InvalidInputError, TransferError
 from .files import Stat
 from .moving import send_parts
 from .places import Source
 from .progress import amount
 from .storage import UrlExpiredError, expires_at
-from .streamed import clear, stream_up
+from .streamed import stream_up
 from .terms import Begun, Moved
 from .transfers import UploadPlan
 from .wake import wake
@@ -70,14 +75,22 @@ class Upload:
                 account=side.account,
                 streams=True,
             )
+        # First what an earlier try has done: the file that is there may be of its making, and half of it.
+        earlier = None if small and side.terms.if_exists != "fail" else self._earlier()
+        if isinstance(earlier, Moved | Begun):
+            return earlier
         there = None
-        if not small or side.terms.if_exists != "overwrite":
+        if earlier is None and (not small or side.terms.if_exists != "overwrite"):
             there = self._look()
-        if there is not None and (skipped := self._skips(there)):
-            return skipped
+            if there is not None and (skipped := self._skips(there)):
+                return skipped
         if small:
             return self._direct()
-        return self._streamed(there) if system.transfer_method == "streamer" else self._staged(there)
+        if system.transfer_method == "streamer":
+            return self._streamed()
+        if earlier is not None:
+            return self._staged(earlier, earlier.begun.before)
+        return self._staged(None, identity(there) if there else None)
 
     def _look(self) -> Stat | None:
         """What is there. A transfer job may end well without a place to put the file."""
@@ -135,26 +148,26 @@ class Upload:
         directory, name = parent(target), target.rpartition("/")[2]
         side.client.send(files.upload(side.system.name, directory, name, content))
         try:
-            verified, _ = verify(side, target, len(content), digest, wait=None, staged=False)
+            verified, seen = verify(side, target, len(content), digest, wait=None, staged=False)
         except TransferError:
             side.client.send(files.remove(side.system.name, target, missing_ok=True))
             raise
         if side.terms.preserve_mode and self._source.mode is not None:
             side.client.send(files.change_mode(side.system.name, target, self._source.mode & PERMISSIONS))
-        return Moved(path=target, size=len(content), sha256=digest, staged=False, verified=verified)
+        moved = Moved(path=target, size=len(content), sha256=digest, staged=False, verified=verified)
+        if side.terms.if_exists == "fail":
+            # A retry must know the file for its own.
+            self._journal.save(self._about("done") | _told(moved, seen))
+        return moved
 
-    def _streamed(self, there: Stat | None) -> Moved:
-        """All of it at once: of a stream of an earlier try nothing can be gone on with."""
-        about, _ = self._journal.load()
-        broken = _Sent.from_json(about) if about and about.get("phase") == "stream" else None
-        if broken is not None:
-            clear(self._side, broken.begun)
-        earlier = self._earlier(there)
-        if isinstance(earlier, Moved):
-            return earlier
+    def _streamed(self) -> Moved:
+        """All of it at once: a stream cannot be gone on with."""
 
-        def note(begun: Begun) -> None:
-            self._journal.save(self._about("stream", _Sent(begun=begun, part_size=0, count=0)))
+        def note(begun: Begun | str) -> None:
+            if isinstance(begun, str):
+                self._journal.save(self._about("intent") | intent(begun))
+            else:
+                self._journal.save(self._about("stream", _Sent(begun=begun, part_size=0, count=0)))
 
         try:
             moved, seen = stream_up(self._side, self._source, self._target, name=self._name, note=note)
@@ -165,56 +178,72 @@ class Upload:
         note_done(self._journal, moved, seen)
         return moved
 
-    def _staged(self, there: Stat | None) -> Moved | Begun:
+    def _staged(self, sent: _Sent | None, before: Identity | None) -> Begun:
+        """Send the parts.
+
+        :param sent: what is there of an earlier try, to go on with
+        :param before: what the upload replaces
+        """
         for renewal in range(_RENEWALS + 1):
-            earlier = self._earlier(there)
-            if isinstance(earlier, Moved | Begun):
-                return earlier
             try:
-                return self._send(there, earlier)
+                return self._send(sent or self._start(before), again=sent is not None)
             except UrlExpiredError as error:
                 if renewal == _RENEWALS:
                     raise
                 # Only whoever signed the URLs can sign others, and the gateway does so for new uploads only.
                 log.warning("%s The storage takes no more parts of this upload: it starts over.", error)
                 self._journal.forget()
+                sent = None
         raise AssertionError("unreachable")  # pragma: no cover
 
-    def _earlier(self, there: Stat | None) -> Moved | Begun | _Sent | None:
-        """What an earlier try of this task has done, as far as one can go on with it."""
+    def _earlier(self) -> Moved | Begun | _Sent | None:
+        """What an earlier try of this task has done, as far as one can go on with it; the rest is removed."""
         about, ours = self._journal.load()
         if about is None:
             return None
-        side = self._side
+        side, phase = self._side, about.get("phase")
         wanted = (self._source.fingerprint(), self._target, side.system.name)
         same = ours and (about.get("source"), about.get("target"), about.get("system")) == wanted
-        if about.get("phase") == "done":
-            return _done_before(there, about) if same else None
-        sent = _Sent.from_json(about)
-        if sent is None:
+        if phase == "done":
+            return _done_before(side.stat(self._target), about) if same else None
+        if phase == "intent":
+            cancel_intended(side, "upload", about)
+            self._journal.forget()
             return None
-        job = side.job_state(sent.begun.job)
-        if same and job is not None:
-            if about["phase"] == "joined" and (job.state.succeeded or not job.state.final):
-                log.info("Job %s of an earlier try has all of %s.", job.job_id, self._source.name)
-                return sent.begun
-            if about["phase"] == "parts" and not job.state.final:
-                urls = self._journal.urls(job.job_id, sent.count + 1)
-                if urls is not None:
-                    tags = self._journal.tags(job.job_id, sent.count)
-                    log.info(
-                        "Going on with an earlier try: %d of %d parts of %s are uploaded, job %s waits.",
-                        *(len(tags), sent.count, self._source.name, job.job_id),
-                    )
-                    return replace(sent, urls=urls, tags=tags)
-        if job is not None and not job.state.final:
-            cancel_transfer(side.client, sent.begun)
+        sent = _Sent.from_json(about)
+        return self._continued(sent, phase if same else None) if sent else None
+
+    def _continued(self, sent: _Sent, phase: Any) -> Begun | _Sent | None:
+        """An earlier try's upload, if it is any good; else it is called off.
+
+        :param phase: how far it was; None of what is not to be gone on with
+        """
+        side, begun = self._side, sent.begun
+        job = side.job_state(begun.job)
+        alive, succeeded = job is not None and not job.state.final, job is not None and job.state.succeeded
+        tags = self._journal.tags(begun.job.job_id, sent.count)
+        if phase == "joined" and (alive or succeeded):
+            log.info("Job %s of an earlier try has all of %s.", begun.job.job_id, self._source.name)
+            return begun
+        if phase == "parts" and alive:
+            urls = self._journal.urls(begun.job.job_id, sent.count + 1)
+            if urls is not None:
+                log.info(
+                    "Going on with an earlier try: %d of %d parts of %s are uploaded, job %s waits.",
+                    *(len(tags), sent.count, self._source.name, begun.job.job_id),
+                )
+                return replace(sent, urls=urls, tags=tags)
+        if alive:
+            cancel_transfer(side.client, begun)
+        # Before all its parts were there, the job had nothing to write.
+        complete = begun.sha256 is not None or len(tags) == sent.count
+        if begun.landing or (complete and not succeeded and (alive or wrote(side, begun, job))):
+            remove_written(side, begun)
         self._journal.forget()
         return None
 
-    def _send(self, there: Stat | None, earlier: _Sent | None) -> Begun:
+    def _send(self, sent: _Sent, *, again: bool) -> Begun:
         side, source, terms = self._side, self._source, self._side.terms
-        sent = earlier or self._start(there)
         with self._given_up(sent):
             log.info(
                 "Staging %s in: %s in %d parts of %s over %d connections, job %s.",
@@ -229,7 +258,7 @@ class Upload:
                 tags=sent.tags,
                 pace=side.pace,
                 trust=side.client.storage_trust,
-                again=earlier is not None,
+                again=again,
                 saved=partial(self._journal.keep_tags, sent.begun.job.job_id),
             )
             begun = replace(sent.begun, sha256=digest)
@@ -238,19 +267,25 @@ class Upload:
                 log.info("%s", wake(side.client, side.system, begun.job.job_id))
             return begun
 
-    def _start(self, there: Stat | None) -> _Sent:
+    def _start(self, before: Identity | None) -> _Sent:
         side, source = self._side, self._source
         landing = f"{parent(self._target).rstrip('/')}/{_hidden(self._target)}" if side.terms.atomic else None
-        call = transfers.start_upload(
-            side.system.name, landing or self._target, source.size, account=side.account
-        )
-        plan: UploadPlan = transfers.start_once(side.client, call)
+        path = landing or self._target
+        call = transfers.start_upload(side.system.name, path, source.size, account=side.account)
+        # A job whose id nobody has learned would wait for its data until its time limit.
+        self._journal.save(self._about("intent") | intent(path))
+        try:
+            plan: UploadPlan = transfers.start_once(side.client, call)
+        except HpcError as error:
+            if not error.ambiguous:
+                self._journal.forget()
+            raise
         begun = Begun(
             job=plan.job,
             path=self._target,
             size=source.size,
             landing=landing,
-            before=identity(there) if there is not None and landing is None else None,
+            before=before,
             mode=source.mode if side.terms.preserve_mode else None,
             parts=len(plan.part_urls),
             name=self._name,
@@ -262,27 +297,26 @@ class Upload:
             urls=[*plan.part_urls, plan.complete_url],
         )
         with self._given_up(sent):
+            # First the job, which another try must cancel if it finds no URLs.
+            self._journal.save(self._about("parts", sent))
             until = expires_at(plan.complete_url)
             if until is not None and until - time.time() < _SHORT:
                 log.info("The storage takes parts for %d s.", until - time.time())
-            # First the URLs: a record without them could not be gone on with.
             if not self._journal.keep_urls(plan.job.job_id, sent.urls) and side.keeper is not None:
                 log.info("There is no Fernet key to keep the upload's URLs with: a retry would start over.")
-            self._journal.save(self._about("parts", sent))
         return sent
 
     def _given_up(self, sent: _Sent) -> contextlib.AbstractContextManager[None]:
         side = self._side
         return given_up(side.client, sent.begun.job, side.abandon, self._journal.forget)
 
-    def _about(self, phase: str, sent: _Sent) -> JSONObject:
+    def _about(self, phase: str, sent: _Sent | None = None) -> JSONObject:
         return {
             "phase": phase,
             "source": self._source.fingerprint(),
             "target": self._target,
             "system": self._side.system.name,
-            **sent.to_json(),
-        }
+        } | (sent.to_json() if sent else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,8 +347,13 @@ def note_done(journal: Journal, moved: Moved, seen: Stat) -> None:
     if about is None or not ours or "source" not in about:
         return
     known = {key: about[key] for key in ("source", "target", "system")}
-    journal.save(known | {"phase": "done", "seen": list(identity(seen)), "moved": asdict(moved)})
+    journal.save(known | {"phase": "done"} | _told(moved, seen))
     journal.forget_pages()
+
+
+def _told(moved: Moved, seen: Stat) -> JSONObject:
+    """What a record says of a file that is there."""
+    return {"seen": list(identity(seen)), "moved": asdict(moved)}
 
 
 def _done_before(there: Stat | None, about: JSONObject) -> Moved | None:

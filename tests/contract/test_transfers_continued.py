@@ -13,7 +13,8 @@ import zlib
 import pytest
 from transfers import KIB, POLICY, DiskKeeper, digest, transfer_jobs
 
-from airflow_hpc_provider.client.errors import TransferError, UnreachableError
+from airflow_hpc_provider.client.checkpoint import Journal
+from airflow_hpc_provider.client.errors import HpcError, TransferError, UnavailableError, UnreachableError
 from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.client.staging import (
     Begun,
@@ -269,6 +270,168 @@ def test_a_download_whose_url_nobody_kept_says_so(gateway, client, system, sourc
     with pytest.raises(TransferError, match="is not known any more"):
         finish_download(client, system, begun, ended, tmp_path / "back.bin", wait=wait)
     assert [path.name for path in tmp_path.iterdir()] == ["source.bin"]
+
+
+# --- what an earlier try left at the target ---------------------------------------------------------------
+
+
+def die_amid_the_job(gateway, client, system, source, target, keeper, wait, **terms):
+    """Let the worker die, and then the job, with half of the file written."""
+
+    def half(job_id):
+        wait(job_id)
+        raise Dead
+
+    gateway.faults.respond(500, on="get_object", skip=PARTS // 2, times=None)
+    options = {"keeper": keeper, "abandon": left, "pace": PACE, "terms": Terms(**terms)}
+    with pytest.raises(Dead):
+        upload_file(client, system, source, str(target), wait=half, **options)
+    gateway.faults.clear()
+    assert target.stat().st_size == PARTS // 2 * PART
+
+
+@pytest.mark.parametrize("if_exists", ["skip", "newer", "fail", "verify", "overwrite"])
+def test_half_a_file_of_an_earlier_try_is_not_taken_for_one_that_was_there(
+    gateway, client, system, source, target, keeper, wait, if_exists
+):
+    die_amid_the_job(gateway, client, system, source, target, keeper, wait, if_exists=if_exists)
+    terms = Terms(if_exists=if_exists)
+    moved = upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE, terms=terms)
+    assert (moved.skipped, moved.sha256) == (False, digest(target.read_bytes()))
+    assert [path.name for path in target.parent.glob(f"{target.name}*")] == [target.name]
+
+
+@pytest.mark.parametrize("if_exists", ["skip", "newer", "fail"])
+def test_a_job_that_still_writes_is_adopted_whatever_is_to_be_done_with_what_exists(
+    gateway, client, system, source, target, keeper, wait, if_exists
+):
+    def soon(job_id):
+        until = time.monotonic() + 15
+        while not target.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        raise Dead
+
+    gateway.faults.delay(1.0, on="get_object", skip=PARTS // 2, times=1)
+    options = {"keeper": keeper, "pace": PACE, "terms": Terms(if_exists=if_exists)}
+    with pytest.raises(Dead):
+        upload_file(client, system, source, str(target), wait=soon, abandon=left, **options)
+    moved = upload_file(client, system, source, str(target), wait=wait, **options)
+    assert (moved.skipped, moved.sha256) == (False, digest(target.read_bytes()))
+    assert posts(gateway) == 1
+
+
+@pytest.mark.parametrize("size", [SIZE, 100], ids=["large", "small"])
+def test_a_file_of_this_very_task_does_not_fail_its_retry(
+    gateway, client, system, target, keeper, wait, tmp_path, size
+):
+    source = tmp_path / "mine.bin"
+    source.write_bytes(os.urandom(size))
+    options = {"wait": wait, "keeper": keeper, "pace": PACE, "terms": Terms(if_exists="fail")}
+    first = upload_file(client, system, source, str(target), **options)
+    assert upload_file(client, system, source, str(target), **options) == first
+    target.write_bytes(b"another's")
+    with pytest.raises(TransferError, match="if_exists='fail'"):
+        upload_file(client, system, source, str(target), **options)
+
+
+def test_what_others_put_there_since_stays(gateway, client, system, source, target, keeper, wait):
+    die_amid_the_job(gateway, client, system, source, target, keeper, wait)
+    target.write_bytes(b"by hand")
+    os.utime(target, (time.time() + 3600,) * 2)
+    options = {"wait": wait, "keeper": keeper, "pace": PACE, "terms": Terms(if_exists="skip")}
+    assert upload_file(client, system, source, str(target), **options).skipped
+    assert target.read_bytes() == b"by hand"
+
+
+# --- jobs that nobody would know of -----------------------------------------------------------------------
+
+
+def waiting(gateway):
+    return [
+        job_id
+        for job_id, state in transfer_jobs(gateway, "IngressFileTransfer").items()
+        if state in ("RUNNING", "PENDING")
+    ]
+
+
+def test_a_try_that_was_killed_amid_the_start_of_its_job_leaves_it_to_the_next(
+    gateway, client, system, source, target, keeper, wait, monkeypatch
+):
+    def killed(client, call):
+        client.send(call)
+        raise Dead
+
+    monkeypatch.setattr("airflow_hpc_provider.client.transfers.start_once", killed)
+    with pytest.raises(Dead):
+        upload_file(client, system, source, str(target), wait=wait, keeper=keeper, abandon=left, pace=PACE)
+    monkeypatch.undo()
+    (orphan,) = waiting(gateway)
+    upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE)
+    assert transfer_jobs(gateway, "IngressFileTransfer")[orphan] == "CANCELLED"
+    assert waiting(gateway) == []
+
+
+def test_a_kill_amid_the_start_of_a_job_ends_the_job_too(gateway, client, system, source, target, keeper):
+    class Killed:
+        def __getattr__(self, name):
+            return getattr(client, name)
+
+        def send(self, call):
+            answer = client.send(call)
+            if call.method == "POST":
+                raise Dead
+            return answer
+
+    with pytest.raises(Dead):
+        upload_file(Killed(), system, source, str(target), wait=None, keeper=keeper, pace=PACE)
+    assert waiting(gateway) == []
+
+
+def test_a_refused_start_leaves_nothing_in_the_books(gateway, client, system, source, target, keeper):
+    gateway.faults.respond(400, on="transfer_upload")
+    with pytest.raises(HpcError):
+        upload_file(client, system, source, str(target), wait=None, keeper=keeper, pace=PACE)
+    assert keeper.keys == []
+
+
+def test_a_try_that_was_killed_before_its_urls_were_kept_leaves_its_job_to_the_next(
+    gateway, client, system, source, target, keeper, wait, monkeypatch
+):
+    def killed(self, *_):
+        raise Dead
+
+    monkeypatch.setattr(Journal, "keep_urls", killed)
+    with pytest.raises(Dead):
+        upload_file(client, system, source, str(target), wait=wait, keeper=keeper, abandon=left, pace=PACE)
+    monkeypatch.undo()
+    (orphan,) = waiting(gateway)
+    upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE)
+    assert transfer_jobs(gateway, "IngressFileTransfer")[orphan] == "CANCELLED"
+
+
+def test_a_gateway_that_cannot_tell_of_the_job_now_costs_nothing(
+    gateway, client, system, source, target, keeper, wait
+):
+    break_off(gateway, client, system, source, target, keeper, after=9)
+    gateway.faults.respond(503, on="job", times=None)
+    with pytest.raises(UnavailableError):
+        upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE)
+    assert posts(gateway) == 0
+    gateway.faults.clear()
+    upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE)
+    assert (posts(gateway), gateway.requests.count("put_part")) == (0, PARTS - 9)
+
+
+def test_a_job_that_the_gateway_will_not_tell_of_is_cancelled(
+    gateway, client, system, source, target, keeper, wait
+):
+    break_off(gateway, client, system, source, target, keeper, after=9)
+    (first,) = waiting(gateway)
+    gateway.faults.respond(403, on="job")
+    upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE)
+    assert transfer_jobs(gateway, "IngressFileTransfer")[first] == "CANCELLED"
+    assert gateway.requests.count("put_part") == PARTS
 
 
 # --- URLs that expire -------------------------------------------------------------------------------------

@@ -573,13 +573,14 @@ def test_a_kill_waits_for_the_end_of_a_talk_with_the_supervisor(small_limits, tm
 
     class Killing(StateStore):
         def set(self, key, value, **_):
-            operator.on_kill()
+            if small_limits.scheduler.records():
+                operator.on_kill()
             super().set(key, value)
             whole.append(key)
 
     with pytest.raises(TransferError, match="was told to end"):
         operator.execute(context_of("upload", store=Killing(), state="failed"))
-    assert len(whole) == 1
+    assert len(whole) == 2
     assert [record.state.split()[0] for record in small_limits.scheduler.records()] == ["CANCELLED"]
 
 
