@@ -322,17 +322,21 @@ def sweep(side: Side, begun: Begun) -> None:
 
 
 def remove_written(side: Side, begun: Begun) -> None:
-    """Remove what the cancelled or broken job of an upload has written; what is not of its making stays.
+    """Remove what the job of an upload has written that is cancelled or broken; what was there before stays.
+
+    A job that was faster than its cancellation has written all of it, which stays too, but for a landing.
 
     :param begun: the upload
     """
-    until = time.monotonic() + _DIES_WITHIN
+    until, job = time.monotonic() + _DIES_WITHIN, None
     with contextlib.suppress(HpcError):
         while (job := side.job_state(begun.job)) is not None and not job.state.final:
             if time.monotonic() > until:
                 log.info("Job %s still ends.", begun.job.job_id)
                 break
             time.sleep(_LOOK_AGAIN)
+    if begun.landing is None and job is not None and job.state.succeeded:
+        return
     sweep(side, begun)
 
 

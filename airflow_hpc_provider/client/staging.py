@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -92,7 +93,8 @@ def upload_file(
     begun = begin_upload(client, system, source, target, **means)
     if isinstance(begun, Moved):
         return begun
-    with given_up(client, begun.job, means.get("abandon", _always)):
+    clean = partial(remove_unfinished, client, system, begun, keeper=means.get("keeper"))
+    with given_up(client, begun.job, means.get("abandon", _always), clean):
         ended = wait(begun.job.job_id)
     return finish_upload(client, system, begun, ended, wait=wait, **means)
 
@@ -208,12 +210,14 @@ def finish_download(
     return Download(side, begun.path, target).finish(begun, ended, wait)
 
 
-def remove_unfinished(client: Client, system: System, begun: Begun) -> None:
+def remove_unfinished(client: Client, system: System, begun: Begun, *, keeper: Keeper | None = None) -> None:
     """Remove what the cancelled job of an upload has written; what was there before stays.
 
     :param begun: the upload
+    :param keeper: where it was written down, to be forgotten
     """
     remove_written(_side(client, system), begun)
+    Journal(keeper, begun.name).forget()
 
 
 def _side(

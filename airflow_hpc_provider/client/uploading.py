@@ -308,7 +308,14 @@ class Upload:
 
     def _given_up(self, sent: _Sent) -> contextlib.AbstractContextManager[None]:
         side = self._side
-        return given_up(side.client, sent.begun.job, side.abandon, self._journal.forget)
+
+        def clean() -> None:
+            # Before all its parts are there, the job has nothing to write.
+            if len(sent.tags) == sent.count:
+                remove_written(side, sent.begun)
+            self._journal.forget()
+
+        return given_up(side.client, sent.begun.job, side.abandon, clean)
 
     def _about(self, phase: str, sent: _Sent | None = None) -> JSONObject:
         return {

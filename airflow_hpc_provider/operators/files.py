@@ -124,6 +124,13 @@ class _FilesOperator(TransferOperator):
         del begun
         return None
 
+    def _clean(self, client: Client, system: System, begun: Begun, kept: JSONObject) -> None:
+        """Remove what a cancelled job leaves unfinished."""
+        from airflow_hpc_provider.client.staging import remove_unfinished
+
+        if (upload := self._swept(begun)) is not None:
+            remove_unfinished(client, system, upload, keeper=kept["keeper"])
+
     def _move(
         self, context: Any, client: Client, system: System, steps: Sequence[_Step], progress: _Progress
     ) -> list[JSONObject]:
@@ -135,19 +142,22 @@ class _FilesOperator(TransferOperator):
         with self._while_moving(context) as kept:
             for step in steps[len(done) :]:
                 if begun is not None and verdict is not None:
-                    moved = step.finish(begun, self._resumed(client, verdict, begun.job, kept), kept)
+                    clean = functools.partial(self._clean, client, system, begun, kept)
+                    ended = self._resumed(client, verdict, begun.job, kept, clean)
+                    moved = step.finish(begun, ended, kept)
                     begun = None
                 else:
                     first = step.begin(kept)
                     if isinstance(first, Moved):
                         moved = first
                     else:
-                        with given_up(client, first.job, kept["abandon"]):
-                            ended = self._ended(client, first.job, defer=self._defers(kept))
-                        if ended is None:
+                        clean = functools.partial(self._clean, client, system, first, kept)
+                        with given_up(client, first.job, kept["abandon"], clean):
+                            over = self._ended(client, first.job, defer=self._defers(kept))
+                        if over is None:
                             begun = first
                             break
-                        moved = step.finish(first, ended, kept)
+                        moved = step.finish(first, over, kept)
                 done.append(self._report(moved, system.name, step.here))
         if begun is not None:
             self._defer_until_over(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk.exceptions import AirflowTaskTimeout
@@ -231,10 +231,18 @@ class TransferOperator(HpcTask):
         self.log.info("Waiting in the triggerer for job %s on system %s.", job.job_id, job.system)
         self.defer_to(trigger, until=until)
 
-    def _resumed(self, client: Client, verdict: Verdict, job: TransferJob, kept: JSONObject) -> Job:
+    def _resumed(
+        self,
+        client: Client,
+        verdict: Verdict,
+        job: TransferJob,
+        kept: JSONObject,
+        clean: Callable[[], None] = lambda: None,
+    ) -> Job:
         """The last record of a job that a trigger waited for.
 
         :param kept: what ``_while_moving`` gave
+        :param clean: removes what the job leaves unfinished when it is cancelled
         :raises AirflowTaskTimeout: the task's time was up
         :raises WatchError: there is none
         """
@@ -248,6 +256,7 @@ class TransferOperator(HpcTask):
         # A job that goes on is found by the next try.
         if kept["abandon"](error):
             cancel_transfer(client, job)
+            clean()
         raise error
 
 

@@ -7,10 +7,12 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow_home import StateStore, context_of
 
@@ -274,6 +276,33 @@ def test_a_kill_ends_an_upload_at_once_and_leaves_no_job(small_limits, tmp_path,
     assert time.monotonic() - begun < 2.5
     states = {record.state.split()[0] for record in small_limits.scheduler.records()}
     assert states <= {"CANCELLED", *(["COMPLETED"] if during == "job" else [])}
+
+
+def timed_out(*_):
+    raise AirflowTaskTimeout
+
+
+@pytest.mark.parametrize("how", ["killed", "timed out", "out of patience"])
+def test_what_ends_an_upload_while_its_job_writes_leaves_nothing_of_it(
+    small_limits, tmp_path, kill_soon, how
+):
+    source = tmp_path / "large.bin"
+    source.write_bytes(os.urandom(220_000))
+    small_limits.faults.delay(10.0, on="get_object", skip=2, times=1)
+    operator = _impatient(upload(source, "{working_dir}/large.bin", gateway_patience=0.5))
+    folder = small_limits.home
+    writing = lambda: (folder / "large.bin").exists() and small_limits.requests.count("get_object") == 3  # noqa: E731
+    if how == "out of patience":
+        small_limits.faults.respond(503, on="job", skip=2, times=None)
+    else:
+        kill_soon(operator if how == "killed" else SimpleNamespace(on_kill=timed_out), writing)
+    begun = time.monotonic()
+    with pytest.raises((TransferError, AirflowTaskTimeout, WatchError)):
+        operator.execute({})
+    if how != "out of patience":
+        assert time.monotonic() - begun < 5
+    assert [path.name for path in folder.iterdir() if path.name.startswith("large")] == []
+    assert [record.state.split()[0] for record in small_limits.scheduler.records()] == ["CANCELLED"]
 
 
 @pytest.mark.parametrize("during", ["job", "get_object"])
