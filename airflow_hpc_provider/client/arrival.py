@@ -26,7 +26,7 @@ from .errors import (
 )
 from .files import Stat
 from .jobs import Job, JobSpec
-from .moving import Pace
+from .moving import Pace, SpoiledError
 from .session import Client
 from .streaming import check_streamer
 from .systems import System, user_info
@@ -256,7 +256,7 @@ def verify(
         log.warning("%s: only the size was compared: %s", path, why)
         return "size", stat
     if there != digest:
-        raise TransferError(f"{path} on system {system.name} has sha256 {there}, here it is {digest}.")
+        raise SpoiledError(f"{path} on system {system.name} has sha256 {there}, here it is {digest}.")
     return "sha256", stat
 
 
@@ -368,7 +368,7 @@ def _pieces(side: Side, begun: Begun, landing: str) -> list[str]:
 
 def compare_size(system: System, path: str, there: int, here: int) -> None:
     if there != here:
-        raise TransferError(f"{path} on system {system.name} has {there} bytes, here it has {here}.")
+        raise SpoiledError(f"{path} on system {system.name} has {there} bytes, here it has {here}.")
 
 
 def identity(stat: Stat) -> Identity:

@@ -27,7 +27,7 @@ from .checkpoint import Journal
 from .errors import InvalidInputError, TooLargeError, TransferError
 from .files import Stat
 from .jobs import Job
-from .moving import Delivery, fetch_ranges
+from .moving import Delivery, SpoiledError, fetch_ranges
 from .places import Sink
 from .progress import amount
 from .spans import Spans
@@ -90,7 +90,7 @@ class Download:
                 mtime=float(seen.modified) if side.terms.preserve_mtime else None,
             )
         except BaseException as error:
-            if side.abandon(error):
+            if isinstance(error, SpoiledError) or side.abandon(error):
                 self._discard()
             else:
                 sink.leave()

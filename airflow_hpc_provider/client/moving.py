@@ -29,7 +29,7 @@ from .storage import Fetched, Piece, Storage
 from .transfers import parts
 from .wire import Slice
 
-__all__ = ["Delivery", "Pace", "fetch_ranges", "send_parts"]
+__all__ = ["Delivery", "Pace", "SpoiledError", "fetch_ranges", "send_parts"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ _SHARE = 1024 * 1024
 # Of a stream each connection holds its range until that one's turn; this many bytes in all.
 _HELD = 32 * 1024 * 1024
 _TICK = 0.5
+
+
+class SpoiledError(TransferError):
+    """What came is not what is there: a copy that no other try can make good."""
 
 
 def _nobody(_size: int, _seconds: float) -> None:
@@ -363,7 +367,7 @@ class _Fetching(_Crew):
     def _seen(self, object_: Fetched) -> None:
         size = self._delivery.size
         if object_.size is not None and object_.size != size:
-            raise TransferError(
+            raise SpoiledError(
                 f"{self._sink.name} changed while it was staged, from {size} to {object_.size} bytes."
             )
         if self._delivery.etag is None:

@@ -66,8 +66,9 @@ class Means(TypedDict, total=False):
     :param account: account for the transfer job of a large file
     :param terms: how
     :param keeper: where a large transfer is written down, so that another process can go on with it
-    :param abandon: asked when an error ends the transfer: whether to cancel its job and remove what is
-        unfinished; else both are left for another try
+    :param abandon: asked when a kill ends the transfer, or an error the fetching of a staged file: whether to
+        cancel its job and remove what is unfinished; else both are left for another try. Other errors do that
+        unasked, and a copy that is not what was sent never stays
     :param pace: how fast, and whom to tell; its ``connections`` are those of ``terms``
     """
 

@@ -637,6 +637,25 @@ def test_a_download_that_fails_for_now_is_gone_on_with_by_the_retry(
     assert [path.name for path in back.parent.iterdir()] == ["back.bin"]
 
 
+@pytest.mark.parametrize("spoiled", ["y" * 300_000, "y" * 299_000], ids=["other bytes", "too few"])
+def test_a_download_of_wrong_bytes_is_healed_by_the_retry(small_limits, tmp_path, fernet, spoiled):
+    content = os.urandom(300_000)
+    (small_limits.home / "large.bin").write_bytes(content)
+    context = context_of("download", store=StateStore(), max_tries=1)
+    small_limits.faults.respond(200, spoiled, on="get_object", times=None)
+    back = tmp_path / "into" / "back.bin"
+    with pytest.raises(TransferError) as caught:
+        download("{working_dir}/large.bin", back).execute(context)
+    assert caught.value.transient
+    assert list(back.parent.iterdir()) == []
+    assert context["task_state_store"] == {}
+    small_limits.faults.clear()
+    context["ti"].try_number = 2
+    assert download("{working_dir}/large.bin", back).execute(context)["verified"] == "sha256"
+    assert back.read_bytes() == content
+    assert small_limits.requests.count("transfer_download") == 2
+
+
 def test_the_last_try_of_a_download_leaves_nothing(small_limits, tmp_path, fernet):
     (small_limits.home / "large.bin").write_bytes(os.urandom(300_000))
     context = context_of("download", store=StateStore(), max_tries=0)
