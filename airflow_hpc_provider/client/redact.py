@@ -13,6 +13,14 @@ _PATTERNS = (
         re.compile(r"(?i)(https?://[^\s\"'?<>]+)\?[^\s\"'<>]*(?:signature|sig|token|credential)=[^\s\"'<>]*"),
         r"\1?***",
     ),
+    # A storage or a proxy may echo it in part, as in "Cannot PUT /b/k?partNumber=1&X-Amz-Signature=...".
+    (
+        re.compile(
+            r"(?i)\b((?:x-(?:amz|goog)-)?(?:signature|credential|security-token)|awsaccesskeyid|(?:temp_url_)?sig|token)"
+            r"=[^\s&\"'<>;]+"
+        ),
+        r"\1=***",
+    ),
     (re.compile(r"eyJ[\w-]{5,}\.[\w-]+\.[\w-]*"), "***"),
     (re.compile(r"(?i)(bearer\s+)[\w.~+/-]+=*"), r"\1***"),
     # FirecREST echoes the token of a 401 in a header (seen as httpcore logs headers: bytes in a tuple).

@@ -221,6 +221,13 @@ def test_a_refusal_of_the_storage_is_not_asked_for_again(upload, gateway):
     assert len(asked) == len(set(asked)) <= 6
 
 
+def test_a_storage_that_echoes_the_request_tells_no_secret(upload, gateway, caplog):
+    gateway.faults.respond(403, "Cannot PUT /b/k?partNumber=1&X-Amz-Signature=5ec2e7", on="put_part")
+    with pytest.raises(TransferError, match=r"Cannot PUT /b/k\?partNumber=1") as caught:
+        upload(some(LARGE))
+    assert "5ec2e7" not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+
 def test_a_transfer_job_that_fails_is_told_with_its_log(upload, there, gateway):
     gateway.faults.respond(500, on="get_object", times=None)
     with pytest.raises(

@@ -59,6 +59,15 @@ PRESIGNED = st.builds(
 )
 
 
+@given(PRESIGNED)
+def test_of_a_presigned_url_without_its_host_no_secret_stays(presigned):
+    url, secret = presigned
+    told = redact(f"Cannot PUT {url.partition('9000')[2]} and no more")
+    assert secret not in told
+    assert told.startswith("Cannot PUT /bucket/")
+    assert told.endswith("no more")
+
+
 @given(WORDS, SEPARATORS, PRESIGNED, SEPARATORS, WORDS)
 def test_the_query_of_a_presigned_url_vanishes_and_the_rest_stays(before, left, url, right, after):
     text, secret = url
