@@ -100,8 +100,8 @@ class Side:
                 cancel_transfer(self.client, job)
             return None
 
-    def checksum(self, path: str) -> str | None:
-        """The gateway's sha256; None if it takes longer than the gateway waits."""
+    def checksum(self, path: str) -> tuple[str | None, str]:
+        """The gateway's sha256; or None, and why it cannot be known."""
         call = files.checksum(self.system.name, path)
 
         def late(error: ApiError) -> str:
@@ -109,7 +109,12 @@ class Side:
                 return ""
             raise error
 
-        return self.client.send(replace(call, refused=late)) or None
+        try:
+            digest = self.client.send(replace(call, refused=late))
+        except (UnavailableError, RejectedError) as error:
+            # The gateway knows no checksum of a name with a blank in it.
+            return None, str(error)
+        return digest or None, "the gateway does not wait that long for its sha256."
 
 
 def cancel_transfer(client: Client, begun: Begun | TransferJob) -> None:
@@ -241,12 +246,7 @@ def verify(
     compare_size(system, path, stat.size, size)
     if want == "never" or (want == "auto" and not staged):
         return "size", stat
-    try:
-        there = side.checksum(path)
-        why = "the gateway does not wait that long for its sha256."
-    except (UnavailableError, RejectedError) as error:
-        # The gateway knows no checksum of a name with a blank in it.
-        there, why = None, str(error)
+    there, why = side.checksum(path)
     if there is None and want == "always":
         if wait is None:
             raise TransferError(f"The sha256 of {path} on system {system.name} cannot be learned: {why}")
@@ -278,11 +278,13 @@ def _checksum_by_job(side: Side, path: str, wait: Wait) -> str:
     )
     job_id = client.send(jobs.submit(system.name, spec))
     job = TransferJob(job_id=job_id, system=system.name, output_log=output, error_log=output)
-    with given_up(client, job, side.abandon):
-        check_transfer_job(client, job, wait(job_id))
-        said = client.send(files.tail(system.name, output, lines=1))
-    with contextlib.suppress(HpcError):
-        client.send(files.remove(system.name, output, missing_ok=True))
+    try:
+        with given_up(client, job, side.abandon):
+            check_transfer_job(client, job, wait(job_id))
+            said = client.send(files.tail(system.name, output, lines=1))
+    finally:
+        with contextlib.suppress(HpcError):
+            client.send(files.remove(system.name, output, missing_ok=True))
     found = re.match(r"\\?([0-9a-f]{64})\b", said)
     if not found:
         raise TransferError(f"Job {job_id} on system {system.name} gave no sha256 of {path}: {said[:200]}")
@@ -293,7 +295,8 @@ def move(side: Side, begun: Begun, wait: Wait) -> Stat:
     """Let an upload appear under its name, by a job whose end says nothing."""
     system, client, landing = side.system, side.client, begun.landing or ""
     call = transfers.move(system.name, landing, begun.path, account=side.account)
-    job = client.send(call)
+    # Whichever of two such jobs is first moves it: the other finds nothing.
+    job = client.send(replace(call, replayable=True))
     with given_up(client, job, side.abandon):
         ended = wait(job.job_id)
     check_transfer_job(client, job, ended)

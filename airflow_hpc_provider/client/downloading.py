@@ -107,8 +107,11 @@ class Download:
         same: list[str] = []
 
         def is_same() -> bool:
-            remote = side.checksum(self._source) if size == stat.size else None
+            if size != stat.size:
+                return False
+            remote, why = side.checksum(self._source)
             if remote is None:
+                log.info("Whether %s has the same content cannot be known: %s", self._source, why)
                 return False
             digest = hashlib.sha256()
             for chunk in sink.read_existing():

@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from . import files
-from .arrival import Side, cancel_transfer, check_transfer_job, given_up, move, remove_written, sweep, verify
+from .arrival import (
+    Side,
+    cancel_transfer,
+    check_transfer_job,
+    given_up,
+    identity,
+    move,
+    remove_written,
+    sweep,
+    verify,
+)
 from .checkpoint import Journal, Keeper
 from .downloading import Download
 from .errors import NotFoundError, TransferError
@@ -66,9 +76,9 @@ class Means(TypedDict, total=False):
     :param account: account for the transfer job of a large file
     :param terms: how
     :param keeper: where a large transfer is written down, so that another process can go on with it
-    :param abandon: asked when a kill ends the transfer, or an error the fetching of a staged file: whether to
-        cancel its job and remove what is unfinished; else both are left for another try. Other errors do that
-        unasked, and a copy that is not what was sent never stays
+    :param abandon: asked when a kill ends the transfer, or any error the fetching of a staged file or the end
+        of an atomic upload: whether to cancel its job and remove what is unfinished; else both are left for
+        another try. Other errors do that unasked, and a copy that is not what was sent never stays
     :param pace: how fast, and whom to tell; its ``connections`` are those of ``terms``
     """
 
@@ -130,21 +140,39 @@ def finish_upload(
     journal = Journal(side.keeper, begun.name)
     try:
         check_transfer_job(client, begun.job, ended)
-        verified, seen = verify(
-            side, begun.landing or begun.path, begun.size, begun.sha256 or "", wait=wait, staged=True
-        )
-        if begun.landing:
-            seen = move(side, begun, wait)
-    except (TransferError, NotFoundError):
-        # Any other error leaves open whether the copy is good: another try will look again.
-        sweep(side, begun)
-        journal.forget()
+        verified, seen = _arrived(side, begun, wait)
+    except BaseException as error:
+        # Other errors leave open whether the copy is good: another try will look again. Without one, what has
+        # not come under its name would be litter.
+        if isinstance(error, TransferError | NotFoundError) or (begun.landing and side.abandon(error)):
+            sweep(side, begun)
+            journal.forget()
         raise
     if begun.mode is not None:
         client.send(files.change_mode(system.name, begun.path, begun.mode & _PERMISSIONS))
     moved = Moved(path=begun.path, size=begun.size, sha256=begun.sha256, staged=True, verified=verified)
     note_done(journal, moved, seen)
     return moved
+
+
+def _arrived(side: Side, begun: Begun, wait: Wait) -> tuple[str, Stat]:
+    """Verify what an upload's job has written, and let it appear under its name.
+
+    :return: what was compared, and the file as it is
+    """
+    digest = begun.sha256 or ""
+    if begun.landing is None:
+        return verify(side, begun.path, begun.size, digest, wait=wait, staged=True)
+    try:
+        verified, _ = verify(side, begun.landing, begun.size, digest, wait=wait, staged=True)
+    except NotFoundError:
+        # An earlier try may have moved it, and have died before it knew.
+        there = side.stat(begun.path)
+        if there is None or identity(there) == begun.before:
+            raise
+        log.info("%s was moved to its place by an earlier try.", begun.path)
+        return verify(side, begun.path, begun.size, digest, wait=wait, staged=True)
+    return verified, move(side, begun, wait)
 
 
 def download_file(

@@ -27,8 +27,10 @@ class Terms:
     :param verify: compare sha256 of both sides: ``auto`` for staged transfers, if the gateway can compute it
         in time; ``always``, by a job if need be; ``never``. The size is always compared
     :param if_exists: what to do with a file that is there already: ``overwrite``; ``verify``: leave it if
-        size and sha256 are the same; ``fail``; ``skip``; ``newer``: overwrite it if it is older
-    :param atomic: let a staged upload appear under its name when it is complete and verified, by a second job
+        size and sha256 are the same, as far as the gateway can compute it in time; ``fail``; ``skip``;
+        ``newer``: overwrite it if it is older
+    :param atomic: let a staged upload appear under its name when it is complete and verified, by a second job;
+        one whose name has more than 249 bytes always does, since its job writes pieces with longer names
     :param wake: end the nap of the job that looks for the uploaded object once a minute
     :param preserve_mode: give the copy the permissions of the original
     :param preserve_mtime: give a downloaded copy the time of the original

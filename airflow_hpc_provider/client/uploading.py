@@ -50,6 +50,9 @@ _CHUNK = 1024 * 1024
 _RENEWALS = 3
 # URLs that are valid for less than so many seconds are worth a word.
 _SHORT = 3600.0
+# Bytes of a file's name on most file systems, and of the number that S3's last part adds to it (".10000").
+_LONGEST_NAME = 255
+_LONGEST_NUMBER = 6
 
 
 class Upload:
@@ -113,8 +116,9 @@ class Upload:
         def is_same() -> bool:
             if there.size != source.size:
                 return False
-            remote = side.checksum(self._target)
+            remote, why = side.checksum(self._target)
             if remote is None:
+                log.info("Whether %s has the same content cannot be known: %s", self._target, why)
                 return False
             same.append(_digest_of(source))
             return same[0] == remote
@@ -269,8 +273,10 @@ class Upload:
 
     def _start(self, before: Identity | None) -> _Sent:
         side, source = self._side, self._source
-        landing = f"{parent(self._target).rstrip('/')}/{_hidden(self._target)}" if side.terms.atomic else None
-        path = landing or self._target
+        path, landing = self._target, None
+        # The job writes pieces beside its target, whose names are longer.
+        if side.terms.atomic or len(path.rpartition("/")[2].encode()) > _LONGEST_NAME - _LONGEST_NUMBER:
+            path = landing = f"{parent(path).rstrip('/')}/{_hidden(path)}"
         call = transfers.start_upload(side.system.name, path, source.size, account=side.account)
         # A job whose id nobody has learned would wait for its data until its time limit.
         self._journal.save(self._about("intent") | intent(path))

@@ -186,6 +186,31 @@ def test_a_name_that_the_gateway_sums_no_files_of_is_verified_by_its_size(move, 
     assert "only the size was compared" in caplog.text
 
 
+@pytest.mark.parametrize("status", [500, 408])
+@pytest.mark.parametrize("size", [100, SIZE], ids=["small", "large"])
+def test_what_cannot_be_known_to_be_the_same_is_moved(move, gateway, target, tmp_path, status, size, caplog):
+    gateway.faults.respond(status, {"message": "Invalid output: deadbeef"}, on="checksum", times=None)
+    here, content = tmp_path / "here", os.urandom(size)
+    here.write_bytes(content)
+    target.write_bytes(content)
+    assert not move.up(content, target, if_exists="verify").skipped
+    assert not move.down(target, here, if_exists="verify").skipped
+    assert caplog.text.count("has the same content cannot be known") == 2
+
+
+def test_a_checksum_job_that_goes_wrong_leaves_no_file(move, gateway, target):
+    def broken(job_id):
+        job = move.wait(job_id)
+        if gateway.requests.count("submit"):
+            raise RuntimeError
+        return job
+
+    gateway.faults.respond(408, on="checksum", times=None)
+    with pytest.raises(RuntimeError):
+        move.up(b"x" * SIZE, target, verify="always", wait=broken)
+    assert list(gateway.home.glob(".checksum*")) == []
+
+
 @pytest.mark.parametrize("before", [None, b"older"], ids=["new", "over another"])
 @pytest.mark.parametrize("atomic", [False, True], ids=["", "atomic"])
 def test_a_bad_copy_is_removed_and_both_digests_are_told(move, target, before, atomic):
@@ -307,6 +332,31 @@ def test_an_atomic_upload_that_cannot_be_moved_says_so_and_leaves_nothing(move, 
     with pytest.raises(TransferError, match="did not move"):
         move.up(os.urandom(SIZE), target, wait=lost, atomic=True)
     assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_an_atomic_upload_whose_move_is_refused_leaves_nothing(move, gateway, target, status):
+    gateway.faults.respond(status, {"message": "permission denied"}, on="transfer_mv", times=None)
+    with pytest.raises(HpcError, match="permission denied"):
+        move.up(os.urandom(SIZE), target, atomic=True)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_an_atomic_upload_survives_a_lost_answer_to_its_move(move, gateway, target):
+    gateway.faults.lose_answer(on="transfer_mv", status=502)
+    content = os.urandom(SIZE)
+    assert move.up(content, target, atomic=True).verified == "sha256"
+    assert [path.name for path in target.parent.iterdir()] == ["target.bin"]
+    assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "x" * 250, "é" * 127, "x" * 249])
+def test_a_name_is_as_long_as_the_file_system_lets_it_be(move, gateway, target, tmp_path, name):
+    content = os.urandom(SIZE)
+    assert move.up(content, target.with_name(name)).verified == "sha256"
+    assert [path.name for path in target.parent.iterdir()] == [name]
+    assert gateway.requests.count("transfer_mv") == (len(name.encode()) > 249)
+    assert move.down(target.with_name(name), tmp_path / "back").sha256 == digest(content)
 
 
 @pytest.mark.parametrize("size", [100, SIZE], ids=["small", "large"])

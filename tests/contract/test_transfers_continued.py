@@ -14,7 +14,13 @@ import pytest
 from transfers import KIB, POLICY, DiskKeeper, digest, transfer_jobs
 
 from airflow_hpc_provider.client.checkpoint import Journal
-from airflow_hpc_provider.client.errors import HpcError, TransferError, UnavailableError, UnreachableError
+from airflow_hpc_provider.client.errors import (
+    HpcError,
+    NotFoundError,
+    TransferError,
+    UnavailableError,
+    UnreachableError,
+)
 from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.client.staging import (
     Begun,
@@ -342,6 +348,51 @@ def test_what_others_put_there_since_stays(gateway, client, system, source, targ
     options = {"wait": wait, "keeper": keeper, "pace": PACE, "terms": Terms(if_exists="skip")}
     assert upload_file(client, system, source, str(target), **options).skipped
     assert target.read_bytes() == b"by hand"
+
+
+def die_amid_the_move(gateway, wait):
+    """Let the worker die when the job that moves an atomic upload to its place is over."""
+
+    def waiting(job_id):
+        job = wait(job_id)
+        if gateway.requests.count("transfer_mv"):
+            raise Dead
+        return job
+
+    return waiting
+
+
+@pytest.mark.parametrize("before", [None, b"x" * SIZE], ids=["new", "over another"])
+def test_an_atomic_upload_that_was_moved_by_a_dead_worker_is_done(
+    gateway, client, system, source, target, keeper, wait, before
+):
+    if before:
+        target.write_bytes(before)
+    options = {"keeper": keeper, "pace": PACE, "terms": Terms(atomic=True)}
+    dying = die_amid_the_move(gateway, wait)
+    with pytest.raises(Dead):
+        upload_file(client, system, source, str(target), wait=dying, abandon=left, **options)
+    assert digest(target.read_bytes()) == digest(source.read_bytes())
+    moved = upload_file(client, system, source, str(target), wait=wait, **options)
+    assert (moved.verified, moved.sha256) == ("sha256", digest(source.read_bytes()))
+    assert (posts(gateway), posts(gateway, "transfer_mv")) == (1, 1)
+
+
+def test_an_atomic_upload_of_which_nothing_is_left_is_not_taken_for_the_file_before_it(
+    gateway, client, system, source, target, keeper, wait
+):
+    target.write_bytes(b"x" * SIZE)
+
+    def lost(job_id):
+        job = wait(job_id)
+        (landing,) = target.parent.glob(f".{target.name}.*.part")
+        landing.unlink()
+        return job
+
+    terms = Terms(atomic=True, verify="never")
+    with pytest.raises(NotFoundError):
+        upload_file(client, system, source, str(target), wait=lost, keeper=keeper, pace=PACE, terms=terms)
+    assert target.read_bytes() == b"x" * SIZE
 
 
 # --- jobs that nobody would know of -----------------------------------------------------------------------
