@@ -58,6 +58,7 @@ class Pace:
 
     :param connections: how many at once
     :param policy: when to try a part again
+    :param patience: seconds for which a storage that is away is waited for, beyond what the policy says
     :param every: seconds between two lines in the log
     :param save_every: seconds between two notes of how far a download is
     :param told: told at the end how many bytes were moved in how many seconds
@@ -66,6 +67,7 @@ class Pace:
 
     connections: int = 4
     policy: RetryPolicy = field(default_factory=RetryPolicy)
+    patience: float = 1800.0
     every: float = 10.0
     save_every: float = 5.0
     told: Callable[[int, float], None] = _nobody
@@ -280,7 +282,7 @@ def send_parts(
     :raises UrlExpiredError: a URL is too old
     :raises TransferError: the storage did not take it, or the source changed
     """
-    with Storage(trust=trust, policy=pace.policy) as storage:
+    with Storage(trust=trust, policy=pace.policy, patience=pace.patience) as storage:
         sending = _Sending(
             source, urls, part_size=part_size, tags=tags, saved=saved, storage=storage, pace=pace
         )
@@ -451,5 +453,5 @@ def fetch_ranges(
     :raises UrlExpiredError: the URL is too old
     :raises TransferError: the storage did not give it, or it changed
     """
-    with Storage(trust=trust, policy=pace.policy) as storage:
+    with Storage(trust=trust, policy=pace.policy, patience=pace.patience) as storage:
         return _Fetching(url, sink, delivery, saved=saved, storage=storage, pace=pace).move()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import calendar
 import contextlib
 import logging
+import math
 import re
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qsl, urlsplit
@@ -36,6 +38,10 @@ Piece: TypeAlias = bytes | memoryview
 
 class UrlExpiredError(TransferError):
     """A presigned URL is no longer valid: the gateway has to give a new one."""
+
+
+class _AwayError(TransferError):
+    """The storage did not answer, or had trouble of its own that passes."""
 
 
 class _TakerError(Exception):
@@ -66,7 +72,9 @@ class Storage:
     :param trust: whose certificates are good; see :attr:`.session.Client.storage_trust`
     :param timeout: seconds that connecting, sending and each read may take
     :param policy: when to try a part again
+    :param patience: seconds for which a storage that is away is waited for, beyond what the policy says
     :param sleep: waits between two tries
+    :param clock: monotonic seconds
     """
 
     def __init__(
@@ -75,12 +83,17 @@ class Storage:
         trust: ssl.SSLContext | None = None,
         timeout: float = 60.0,
         policy: RetryPolicy | None = None,
+        patience: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         guard_logs()
         self._trust = trust or storage_trust()
         self._timeout = timeout
         self._policy = policy or RetryPolicy()
+        self._patience = patience
+        self._waits = False
+        self._clock = clock
         self._sockets: list[Any] = []
         #: Waits between two tries; may raise to give up.
         self.sleep = sleep
@@ -246,26 +259,46 @@ class Storage:
         self, act: Callable[[], T], url: str, what: str, reached: Callable[[], int] = lambda: 0
     ) -> T:
         """Try until it works or the policy gives up; a try that got further than all before is the first."""
-        attempt, furthest = 0, reached()
+        attempt, furthest, since = 0, reached(), math.inf
         while True:
             attempt += 1
             try:
-                return act()
+                done = act()
             except httpx.TransportError as error:
                 words, passing = why_lost(error, httpx.URL(url))
-                failure = TransferError(f"Could not {what}: {words}", transient=passing)
+                failure: TransferError = _AwayError(f"Could not {what}: {words}", transient=passing)
                 failure.__cause__ = error
             except UrlExpiredError:
                 raise
             except TransferError as error:
                 failure = error
+            else:
+                self._waits = False
+                return done
+            since = min(since, self._clock())
             if (now := reached()) > furthest:
-                attempt, furthest = 1, now
-            delay = self._policy.delay(attempt, failure, replayable=True)
-            if delay is None:
-                raise failure
-            self.sleep(delay)
+                attempt, furthest, since = 1, now, self._clock()
+            self.sleep(self._pause(attempt, failure, self._clock() - since))
+
+    def _pause(self, attempt: int, failure: TransferError, passed: float) -> float:
+        """Seconds until the next try.
+
+        :param passed: seconds since the first failure
+        :raises TransferError: there is none
+        """
+        delay = self._policy.delay(attempt, failure, replayable=True)
+        if delay is not None:
             log.warning("%s Trying again.", failure)
+            return delay
+        if not isinstance(failure, _AwayError) or passed >= self._patience:
+            raise failure
+        delay = replace(self._policy, attempts=sys.maxsize).delay(attempt, failure, replayable=True)
+        if delay is None:
+            raise failure
+        if not self._waits:
+            self._waits = True
+            log.warning("%s The storage is waited for, %.0f s at the most.", failure, self._patience)
+        return delay
 
 
 def expires_at(url: str) -> float | None:
@@ -325,8 +358,9 @@ def _check(answer: httpx.Response, what: str, url: str) -> None:
             raise UrlExpiredError(text)
     if status == 412:
         raise TransferError(f"Could not {what}: the object changed while it was fetched.", transient=False)
-    passing = status in (408, 429) or status >= 500
-    raise TransferError(text, transient=passing)
+    if status in (408, 429) or status >= 500:
+        raise _AwayError(text)
+    raise TransferError(text, transient=False)
 
 
 def _s3_message(answer: httpx.Response) -> str:

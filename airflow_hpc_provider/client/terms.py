@@ -29,7 +29,7 @@ class Terms:
     :param if_exists: what to do with a file that is there already: ``overwrite``; ``verify``: leave it if
         size and sha256 are the same, as far as the gateway can compute it in time; ``fail``; ``skip``;
         ``newer``: overwrite it if it is older
-    :param atomic: let a staged upload appear under its name when it is complete and verified, by a second job;
+    :param atomic: let a staged upload appear under its name when it is whole and verified, by a second job;
         one whose name has more than 249 bytes always does, since its job writes pieces with longer names
     :param wake: end the nap of the job that looks for the uploaded object once a minute
     :param preserve_mode: give the copy the permissions of the original

@@ -271,7 +271,8 @@ class HpcUploadOperator(_FilesOperator):
         triggerer, without holding a worker. The jobs of archives are waited for in the worker.
         Default: Airflow's ``[operators] default_deferrable``
     :param poll_interval: seconds between two looks at that job at the most
-    :param gateway_patience: seconds for which a gateway that cannot be asked about that job is waited for
+    :param gateway_patience: seconds for which a gateway that cannot be asked about that job is waited for, or
+        a storage that is away
     :param hpc_conn_id: id of a connection of type ``firecrest``
     :param system: name of the system. Default: the connection's
     :return: of a file: system, remote path, local path, size in bytes, sha256 (None if skipped unseen, or in
@@ -329,7 +330,7 @@ class HpcUploadOperator(_FilesOperator):
             how: JSONObject = {
                 "account": self.account or hook.settings.account,
                 "terms": terms,
-                "pace": _pace(system, "up"),
+                "pace": _pace(system, "up", self.gateway_patience),
             }
             if is_tree:
                 target = remote_path(path, "remote_path")
@@ -505,7 +506,8 @@ class HpcDownloadOperator(_FilesOperator):
         the file from. The jobs of archives are waited for in the worker.
         Default: Airflow's ``[operators] default_deferrable``
     :param poll_interval: seconds between two looks at that job at the most
-    :param gateway_patience: seconds for which a gateway that cannot be asked about that job is waited for
+    :param gateway_patience: seconds for which a gateway that cannot be asked about that job is waited for, or
+        a storage that is away
     :param hpc_conn_id: id of a connection of type ``firecrest``
     :param system: name of the system. Default: that of ``job``, else the connection's
     :return: the same as :class:`HpcUploadOperator`
@@ -568,7 +570,7 @@ class HpcDownloadOperator(_FilesOperator):
             how: JSONObject = {
                 "account": self.account or hook.settings.account,
                 "terms": terms,
-                "pace": _pace(system, "down"),
+                "pace": _pace(system, "down", self.gateway_patience),
             }
             found = [
                 named.look(client, system, *source) if number >= progress.started else named.Found(*source)
@@ -705,12 +707,12 @@ class HpcDownloadOperator(_FilesOperator):
         return self.deferrable
 
 
-def _pace(system: System, direction: str) -> Pace:
+def _pace(system: System, direction: str, patience: float) -> Pace:
     """How to move, and whom to tell how fast it went."""
     from airflow_hpc_provider import metrics
     from airflow_hpc_provider.client.staging import Pace
 
-    return Pace(told=functools.partial(metrics.transferred, system.name, direction))
+    return Pace(patience=patience, told=functools.partial(metrics.transferred, system.name, direction))
 
 
 def _moved(tree: Tree, path: str, limit: int) -> Moved:

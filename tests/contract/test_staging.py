@@ -75,7 +75,7 @@ def upload(client, system, here, there, wait):
             given.pop("system", system),
             source,
             target,
-            **{"wait": wait, "pace": Pace(policy=POLICY)} | given,
+            **{"wait": wait, "pace": Pace(policy=POLICY, patience=0)} | given,
         )
 
     return upload
@@ -90,7 +90,7 @@ def download(client, system, here, there, wait):
             given.pop("system", system),
             f"{there}/{source}",
             here / "down" / "target.bin",
-            **{"wait": wait, "pace": Pace(policy=POLICY)} | given,
+            **{"wait": wait, "pace": Pace(policy=POLICY, patience=0)} | given,
         )
 
     (here / "down").mkdir()

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_pieces")]
 
 PART = 64 * KIB
 SIZE = 10 * PART + 5
-PACE = Pace(policy=POLICY)
+PACE = Pace(policy=POLICY, patience=0)
 
 
 @pytest.fixture

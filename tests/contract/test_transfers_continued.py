@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_pieces")]
 PART = 64 * KIB
 PARTS = 16
 SIZE = PARTS * PART - 7
-PACE = Pace(policy=POLICY, save_every=0)
+PACE = Pace(policy=POLICY, patience=0, save_every=0)
 
 
 class Dead(BaseException):
@@ -84,7 +84,7 @@ class Unable(RetryPolicy):
         raise Dead
 
 
-DYING = Pace(policy=Unable(), save_every=0)
+DYING = Pace(policy=Unable(), patience=0, save_every=0)
 # Of several connections some have parts under way when one dies, so that nobody could count.
 ONE = Terms(connections=1)
 

@@ -92,13 +92,13 @@ class End:
         return job
 
     def up(self, source, target=None, **given):
-        options = {"wait": self.wait, "pace": Pace(policy=POLICY)} | given
+        options = {"wait": self.wait, "pace": Pace(policy=POLICY, patience=0)} | given
         return upload_tree(
             self.client, given.pop("system", self.system), source, str(target or self.there), **options
         )
 
     def down(self, source=None, target=None, **given):
-        options = {"wait": self.wait, "pace": Pace(policy=POLICY)} | given
+        options = {"wait": self.wait, "pace": Pace(policy=POLICY, patience=0)} | given
         source = str(self.there) if source is None else source
         return download_tree(self.client, self.system, source, target or self.here / "down", **options)
 

@@ -131,3 +131,83 @@ def test_a_range_keeps_its_connection(content):
         for _ in range(3):
             assert fetched(storage, server.url, 1000, buffer=bytearray(300)) == content[:1000]
         assert server.connections == 1
+
+
+class Clock:
+    """Time passes in pauses only."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.pauses = []
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+def answering(answers):
+    """Gives these answers to parts, the last for ever; a None cuts the connection."""
+
+    def handle(peer, _):
+        while head := peer.head():
+            peer.body(head)
+            status = answers.pop(0) if len(answers) > 1 else answers[0]
+            if status is None:
+                return
+            peer.answer(b"", status, 'ETag: "x"')
+
+    return handle
+
+
+def patient(clock, patience=600.0):
+    policy = RetryPolicy(attempts=3, base=1.0, longest=30.0, random=lambda: 1.0)
+    return Storage(policy=policy, patience=patience, sleep=clock.sleep, clock=clock)
+
+
+@pytest.mark.parametrize("trouble", ["503 Slow Down", "429 Too Many", "408 Late", "500 No", None])
+def test_a_storage_that_is_away_for_minutes_is_waited_for_and_that_is_said_once(trouble, caplog):
+    clock = Clock()
+    with RawServer(answering([trouble] * 20 + ["200 OK"])) as server, patient(clock) as storage:
+        assert storage.put(server.url, lambda: iter([b"x"]), 1, "send it") == '"x"'
+    assert clock.pauses[:6] == [1, 2, 4, 8, 16, 30]
+    assert set(clock.pauses[6:]) == {30}
+    assert caplog.text.count("The storage is waited for, 600 s at the most") == 1
+    assert caplog.text.count("Trying again") == 2
+
+
+def test_a_storage_that_stays_away_is_given_up_when_the_patience_is_over():
+    clock = Clock()
+    with (
+        RawServer(answering(["503 Slow Down"])) as server,
+        patient(clock) as storage,
+        pytest.raises(TransferError, match="503"),
+    ):
+        storage.put(server.url, lambda: iter([b"x"]), 1, "send it")
+    assert 600 <= clock.now <= 630
+
+
+@pytest.mark.parametrize("refusal", ["403 No", "404 Gone", "400 Bad"])
+def test_a_refusal_is_not_waited_for(refusal):
+    clock = Clock()
+    with RawServer(answering([refusal])) as server, patient(clock) as storage, pytest.raises(TransferError):
+        storage.put(server.url, lambda: iter([b"x"]), 1, "send it")
+    assert clock.pauses == []
+
+
+def test_an_answer_without_a_tag_is_not_waited_for_long():
+    def tagless(peer, _):
+        while head := peer.head():
+            peer.body(head)
+            peer.answer(b"", "200 OK")
+
+    clock = Clock()
+    with (
+        RawServer(tagless) as server,
+        patient(clock) as storage,
+        pytest.raises(TransferError, match="no tag"),
+    ):
+        storage.put(server.url, lambda: iter([b"x"]), 1, "send it")
+    assert clock.pauses == [1, 2]

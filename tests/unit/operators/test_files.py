@@ -320,6 +320,18 @@ def test_a_kill_ends_a_download_at_once_and_leaves_nothing(small_limits, tmp_pat
     assert states <= {"CANCELLED", "COMPLETED"}
 
 
+def test_a_kill_ends_the_wait_for_a_storage_that_is_away(small_limits, tmp_path, kill_soon):
+    source = tmp_path / "large.bin"
+    source.write_bytes(os.urandom(120_000))
+    small_limits.faults.respond(503, "", on="put_part", times=None)
+    operator = upload(source, "{working_dir}/large.bin")
+    kill_soon(operator, lambda: small_limits.requests.count("put_part") >= 6)
+    with pytest.raises(TransferError, match="told to end"):
+        operator.execute({})
+    assert small_limits.requests.of("put_part")[-1].at > time.time() - 2.5
+    assert [record.state.split()[0] for record in small_limits.scheduler.records()] == ["CANCELLED"]
+
+
 def test_a_kill_before_a_transfer_does_no_harm(local):
     upload(local, "/x").on_kill()
 
@@ -616,7 +628,7 @@ def test_a_kill_waits_for_the_end_of_a_talk_with_the_supervisor(small_limits, tm
 def test_a_download_that_fails_for_now_is_gone_on_with_by_the_retry(
     small_limits, tmp_path, fernet, monkeypatch
 ):
-    pace = Pace(policy=RetryPolicy(attempts=3, base=0.01))
+    pace = Pace(policy=RetryPolicy(attempts=3, base=0.01), patience=0)
     monkeypatch.setattr(staging, "Pace", lambda **_: pace)
     content = os.urandom(300_000)
     (small_limits.home / "large.bin").write_bytes(content)
