@@ -48,6 +48,7 @@ __all__ = [
     "move",
     "needs_staging",
     "parent",
+    "remove_logs",
     "remove_written",
     "sweep",
     "verify",
@@ -60,6 +61,8 @@ PERMISSIONS = 0o777
 #: Inode, size and time of a file.
 Identity: TypeAlias = tuple[int, int, int]
 
+# What FirecREST calls the logs of its transfer jobs.
+_LOG = re.compile(r"\.f7t_[\w.-]+\.log")
 # A job that was cancelled may write for a moment. A killed worker has five seconds in all.
 _DIES_WITHIN = 2.0
 _LOOK_AGAIN = 0.25
@@ -227,11 +230,28 @@ def check_transfer_job(client: Client, job: TransferJob, ended: Job) -> None:
     tail = ""
     with contextlib.suppress(HpcError):
         tail = client.send(files.tail(job.system, job.output_log, lines=5)).strip()
+    remove_logs(client, job)
     raise TransferError(
         f"Transfer job {job.job_id} on system {job.system} ended {ended.state.value}"
         f"{f' (exit code {ended.exit_code})' if ended.exit_code else ''}. Its log ends: {tail or 'nothing'}",
         transient=ended.state.infrastructure,
     )
+
+
+def remove_logs(client: Client, job: TransferJob) -> None:
+    """Remove the logs that a transfer job leaves in its user's home; fails for nothing.
+
+    :param client: an open client
+    :param job: a job that is over
+    """
+    for path in dict.fromkeys((job.output_log, job.error_log)):
+        # A directory would go whole.
+        if not _LOG.fullmatch(path.rpartition("/")[2]):
+            continue
+        try:
+            client.send(files.remove(job.system, path, missing_ok=True))
+        except HpcError as error:
+            log.info("The log of transfer job %s stays: %s", job.job_id, error)
 
 
 def verify(
@@ -305,6 +325,7 @@ def move(side: Side, begun: Begun, wait: Wait) -> Stat:
         raise TransferError(
             f"Job {job.job_id} on system {system.name} did not move {landing} to {begun.path}."
         )
+    remove_logs(client, job)
     return stat
 
 

@@ -20,6 +20,7 @@ from .arrival import (
     intent,
     leaves,
     needs_staging,
+    remove_logs,
     verify,
 )
 from .calls import JSONObject
@@ -96,6 +97,7 @@ class Download:
                 sink.leave()
             raise
         self._journal.forget()
+        remove_logs(side.client, begun.job)
         return Moved(path=self._source, size=begun.size, sha256=digest, staged=True, verified=verified)
 
     def _skips(self, stat: Stat) -> Moved | None:

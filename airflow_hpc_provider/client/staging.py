@@ -24,6 +24,7 @@ from .arrival import (
     given_up,
     identity,
     move,
+    remove_logs,
     remove_written,
     sweep,
     verify,
@@ -152,6 +153,7 @@ def finish_upload(
         client.send(files.change_mode(system.name, begun.path, begun.mode & _PERMISSIONS))
     moved = Moved(path=begun.path, size=begun.size, sha256=begun.sha256, staged=True, verified=verified)
     note_done(journal, moved, seen)
+    remove_logs(client, begun.job)
     return moved
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from . import files, jobs, transfers
-from .arrival import PERMISSIONS, Side, cancel_transfer, move, parent, verify
+from .arrival import PERMISSIONS, Side, cancel_transfer, move, parent, remove_logs, verify
 from .errors import HpcError, NotFoundError, TransferError
 from .files import Stat
 from .jobs import Job
@@ -89,6 +89,7 @@ def _send_once(side: Side, source: Source, target: str, name: str, note: Note) -
         seen = move(side, begun, wait)
         if begun.mode is not None:
             client.send(files.change_mode(system.name, target, begun.mode & PERMISSIONS))
+    remove_logs(client, plan.job)
     return Moved(path=target, size=source.size, sha256=digest, staged=True, verified=verified), seen
 
 
@@ -140,6 +141,7 @@ def _receive_once(side: Side, source: str, stat: Stat, sink: Sink, *, name: str,
             mode=seen.mode & PERMISSIONS if side.terms.preserve_mode else None,
             mtime=float(seen.modified) if side.terms.preserve_mtime else None,
         )
+    remove_logs(side.client, plan.job)
     return Moved(path=source, size=stat.size, sha256=digest, staged=True, verified=verified)
 
 

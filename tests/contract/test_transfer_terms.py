@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transfers import KIB, POLICY, digest
 
-from airflow_hpc_provider.client import jobs, transfers
+from airflow_hpc_provider.client import arrival, jobs, transfers
 from airflow_hpc_provider.client.errors import (
     HpcError,
     InvalidInputError,
@@ -370,6 +370,47 @@ def test_mode_and_time_are_kept_when_wanted(move, target, tmp_path, size):
     move.down(target, tmp_path / "back", preserve_mode=True, preserve_mtime=True)
     assert (tmp_path / "back").stat().st_mode & 0o777 == 0o750
     assert (tmp_path / "back").stat().st_mtime == 1_000_000_000
+
+
+# --- what the gateway's jobs leave --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logs(gateway):
+    before = set(gateway.home.glob(".f7t_*"))
+    return lambda: [path.name for path in gateway.home.glob(".f7t_*") if path not in before]
+
+
+@pytest.mark.parametrize("atomic", [False, True], ids=["", "atomic"])
+def test_no_log_of_a_transfer_job_stays(move, gateway, target, tmp_path, logs, atomic):
+    move.up(os.urandom(SIZE), target, atomic=atomic)
+    assert logs() == []
+    assert gateway.requests.count("rm") == 2 * (1 + atomic)
+    gateway.requests.clear()
+    move.down(target, tmp_path / "back")
+    assert logs() == []
+    assert gateway.requests.count("rm") == 2
+
+
+def test_the_log_of_a_job_that_failed_goes_when_its_end_has_been_told(move, gateway, target, logs):
+    gateway.faults.respond(500, on="get_object", skip=3, times=None)
+    with pytest.raises(TransferError, match="Download failed: part 4"):
+        move.up(b"x" * SIZE, target)
+    assert logs() == []
+
+
+def test_a_log_that_cannot_be_removed_fails_nothing(move, gateway, target, logs):
+    gateway.faults.respond(403, on="rm", times=None)
+    assert move.up(b"x" * SIZE, target).verified == "sha256"
+    assert len(logs()) == 2
+
+
+def test_only_what_looks_like_a_log_of_the_gateway_is_removed(client, gateway, target):
+    job = transfers.TransferJob(
+        job_id="1", system=gateway.system, output_log=str(gateway.home), error_log=f"{target.parent}/mine.log"
+    )
+    arrival.remove_logs(client, job)
+    assert gateway.requests.count("rm") == 0
 
 
 # --- streams ----------------------------------------------------------------------------------------------
