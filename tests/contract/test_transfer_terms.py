@@ -2,6 +2,7 @@
 # ruff: noqa: PLR0917  what a test needs are fixtures
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -566,6 +567,40 @@ def test_another_object_of_the_same_name_is_told(move, gateway, target, tmp_path
     with pytest.raises(TransferError, match="the object changed while it was fetched"):
         move.down(target, tmp_path / "back")
     assert list(tmp_path.iterdir()) == []
+
+
+class Hasty:
+    """Four seconds pass between two looks at it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 4.0
+        return self.now
+
+
+@pytest.mark.parametrize("direction", ["Upload", "Download"])
+def test_speed_and_percentage_are_told_every_ten_seconds(
+    client, gateway, system, move, target, tmp_path, caplog, direction
+):
+    content, back = os.urandom(SIZE), tmp_path / "back"
+    if direction == "Download":
+        target.write_bytes(content)
+    gateway.faults.delay(0.1, on="put_part" if direction == "Upload" else "get_object", times=None)
+    told = []
+    pace = Pace(policy=POLICY, clock=Hasty(), told=lambda *moved: told.append(moved))
+    options = {"wait": move.wait, "pace": pace, "terms": Terms(connections=1)}
+    if direction == "Upload":
+        upload_file(client, system, BytesSource("source", content), str(target), **options)
+    else:
+        download_file(client, system, str(target), back, **options)
+    percents = re.findall(rf"{direction} of \S+: (\d+) % \(\d.* of 655 kB\), \d.*B/s, .* left\.", caplog.text)
+    assert percents == sorted(percents, key=int)
+    ((size, seconds),) = told
+    assert 2 <= len(percents) <= seconds / 10
+    assert size == SIZE
+    assert re.search(rf"{direction} of \S+: 655 kB in {seconds:.1f} s, ", caplog.text)
 
 
 # --- files that change ------------------------------------------------------------------------------------

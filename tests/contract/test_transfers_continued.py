@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 from transfers import KIB, POLICY, DiskKeeper, digest, transfer_jobs
@@ -680,8 +681,6 @@ with Client({url!r}, AccessToken({url!r}, {token!r})) as client:
 
 
 def worker(gateway, keeper, move, source, target):
-    from pathlib import Path
-
     text = WORKER.format(
         tests=str(Path(__file__).parent.parent),
         part=PART,
@@ -696,7 +695,7 @@ def worker(gateway, keeper, move, source, target):
 
 
 def kill_when(process, ready):
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not ready():
         assert time.monotonic() < until
         assert process.poll() is None
@@ -750,3 +749,55 @@ def test_the_try_after_a_killed_download_fetches_what_is_missing(gateway, keeper
     assert json.loads(told)["sha256"] == digest(source.read_bytes()) == digest(back.read_bytes())
     assert fetched(gateway) <= SIZE - PARTS // 2 * PART + PART
     assert [path for path in tmp_path.iterdir() if path.suffix == ".part"] == []
+
+
+OPERATOR = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from airflow_home import TaskInstance
+from transfers import DiskKeeper
+from airflow_hpc_provider.operators.files import HpcUploadOperator
+context = {{"ti": TaskInstance(task_id="up"), "task_state_store": DiskKeeper(Path({kept!r}))}}
+upload = HpcUploadOperator(
+    task_id="up", local_path={source!r}, remote_path={target!r}, poll_interval=0.1, deferrable=False
+)
+print(json.dumps(upload.execute(context)), flush=True)
+"""
+
+
+def task(gateway, keeper, source, target):
+    """A process that runs the operator, with a task state store on disk."""
+    text = OPERATOR.format(
+        tests=str(Path(__file__).parent.parent),
+        kept=str(keeper.folder),
+        source=str(source),
+        target=str(target),
+    )
+    known = {
+        "AIRFLOW_CONN_HPC_DEFAULT": json.dumps(gateway.connection()),
+        "AIRFLOW__CORE__FERNET_KEY": (keeper.folder / "key").read_text(),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", text],
+        env=os.environ | known,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_try_after_a_killed_task_sends_the_missing_parts_and_one_more_at_most(
+    gateway, keeper, source, target
+):
+    gateway.faults.delay(60, on="put_part", skip=PARTS // 2, times=None)
+    first = task(gateway, keeper, source, target)
+    done = lambda: [e for e in gateway.requests.of("put_part") if e.status == 200]  # noqa: E731
+    kill_when(first, lambda: len(done()) == PARTS // 2 and in_the_books(keeper) >= PARTS // 2 - 1)
+    assert "X-Amz" not in keeper.text
+    gateway.faults.clear()
+    gateway.requests.clear()
+    told, _ = task(gateway, keeper, source, target).communicate(timeout=90)
+    result = json.loads(told.splitlines()[-1])
+    assert (result["sha256"], result["verified"]) == (digest(source.read_bytes()), "sha256")
+    assert gateway.requests.count("put_part") <= PARTS // 2 + 1
+    assert posts(gateway) == 0

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from datetime import UTC, datetime
 
@@ -29,6 +30,7 @@ from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.client.session import Sent
 from airflow_hpc_provider.client.states import JobState
 from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.operators.files import HpcDownloadOperator, HpcUploadOperator
 from airflow_hpc_provider.watch import JobWatch, Outcome, Verdict
 
 TROUBLE = gateway_error(503, "Later")
@@ -230,6 +232,7 @@ import asyncio
 from airflow_hpc_provider.client import jobs
 from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.hooks.hpc import HpcHook
+from airflow_hpc_provider.operators.files import HpcDownloadOperator, HpcUploadOperator
 
 hook, quick = HpcHook(), RetryPolicy(base=0)
 
@@ -308,3 +311,23 @@ def test_an_opentelemetry_collector_gets_them(tmp_path, monkeypatch):
             for point in metric.sum.data_points:
                 seen[metric.name] += point.as_int
     assert (seen["airflow.hpc.requests"], seen["airflow.hpc.retries"]) == (6, 4)
+
+
+def test_staged_transfers_are_timed_and_their_rates_told(kept, small_limits, tmp_path):
+    source = tmp_path / "large.bin"
+    source.write_bytes(os.urandom(120_000))
+    options = {"task_id": "move", "poll_interval": 0.1, "deferrable": False}
+    up = HpcUploadOperator(local_path=source, remote_path="{working_dir}/large.bin", **options)
+    down = HpcDownloadOperator(local_path=tmp_path / "back", remote_path="{working_dir}/large.bin", **options)
+    began = time.monotonic()
+    up.execute({})
+    down.execute({})
+    passed = time.monotonic() - began
+    told = kept()
+    for direction in ("up", "down"):
+        tags = ("direction", direction), ("system", "embedded")
+        count, milliseconds = told["hpc.transfer_time", *tags]
+        rate = told["hpc.transfer_rate", *tags]
+        assert count == 1
+        assert 0 < milliseconds <= passed * 1000
+        assert rate == pytest.approx(120_000 / (milliseconds / 1000), rel=0.01)
