@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 from . import files, transfers
@@ -63,8 +63,8 @@ class Download:
                 "remote_path",
                 f"{self._source} on system {system.name} is a directory; give the path of a file.",
             )
-        if skipped := self._skips(stat):
-            return skipped
+        if there := self._done_before(stat) or self._skips(stat):
+            return there
         if stat.size <= system.max_direct_download_bytes and (moved := self._direct(stat)):
             return moved
         limit = system.max_direct_download_bytes
@@ -96,9 +96,10 @@ class Download:
             else:
                 sink.leave()
             raise
-        self._journal.forget()
+        moved = Moved(path=self._source, size=begun.size, sha256=digest, staged=True, verified=verified)
+        self._note_done(moved, seen)
         remove_logs(side.client, begun.job)
-        return Moved(path=self._source, size=begun.size, sha256=digest, staged=True, verified=verified)
+        return moved
 
     def _skips(self, stat: Stat) -> Moved | None:
         """What is there already on this side, and can stay."""
@@ -151,7 +152,9 @@ class Download:
         except BaseException:
             sink.discard()
             raise
-        return Moved(path=self._source, size=len(content), sha256=digest, staged=False, verified=verified)
+        moved = Moved(path=self._source, size=len(content), sha256=digest, staged=False, verified=verified)
+        self._note_done(moved, stat)
+        return moved
 
     def _streamed(self, stat: Stat) -> Moved:
         """All of it at once: a stream cannot be gone on with."""
@@ -168,7 +171,7 @@ class Download:
             if self._side.abandon(error):
                 self._journal.forget()
             raise
-        self._journal.forget()
+        self._note_done(moved, stat)
         return moved
 
     def _stage(self, stat: Stat, delivery: Delivery | None = None) -> Begun:
@@ -295,6 +298,25 @@ class Download:
                 "etag": delivery.etag,
             }
         )
+
+    def _note_done(self, moved: Moved, stat: Stat) -> None:
+        """Where a file must not be there, a retry must know its own."""
+        there = self._sink.existing() if self._side.terms.if_exists == "fail" else None
+        self._journal.forget()
+        if there is not None:
+            seen = [stat.size, stat.modified, *there]
+            self._journal.save({"phase": "done", "seen": seen, "moved": asdict(moved)})
+
+    def _done_before(self, stat: Stat) -> Moved | None:
+        """What an earlier try has moved, if it is still here and nobody has touched it, nor the source."""
+        there = self._sink.existing() if self._side.terms.if_exists == "fail" else None
+        if there is None:
+            return None
+        about, ours = self._journal.load()
+        if not ours or about is None or about.get("seen") != [stat.size, stat.modified, *there]:
+            return None
+        log.info("%s is here, from an earlier try of this task.", self._sink.name)
+        return Moved(**about["moved"])
 
     def _discard(self) -> None:
         """Remove what is unfinished, an earlier try's too, and what was written down about it."""

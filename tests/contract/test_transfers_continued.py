@@ -342,6 +342,20 @@ def test_a_file_of_this_very_task_does_not_fail_its_retry(
         upload_file(client, system, source, str(target), **options)
 
 
+@pytest.mark.parametrize("size", [SIZE, 100], ids=["large", "small"])
+def test_a_download_of_this_very_task_does_not_fail_its_retry(
+    gateway, client, system, target, keeper, wait, tmp_path, size
+):
+    target.write_bytes(os.urandom(size))
+    back = tmp_path / "back.bin"
+    options = {"wait": wait, "keeper": keeper, "pace": PACE, "terms": Terms(if_exists="fail")}
+    first = download_file(client, system, str(target), back, **options)
+    assert download_file(client, system, str(target), back, **options) == first
+    back.write_bytes(b"another's")
+    with pytest.raises(TransferError, match="if_exists='fail'"):
+        download_file(client, system, str(target), back, **options)
+
+
 def test_what_others_put_there_since_stays(gateway, client, system, source, target, keeper, wait):
     die_amid_the_job(gateway, client, system, source, target, keeper, wait)
     target.write_bytes(b"by hand")
