@@ -203,7 +203,7 @@ def test_times_are_kept(end):
     # Both are just below twice what one request takes.
     [("small", 90, 1024), pytest.param("end", 1000, 10 * 1024, marks=pytest.mark.slow)],
 )
-def test_many_files_need_ten_requests_each_way(request, monkeypatch, which, count, size):
+def test_many_files_need_about_ten_requests_each_way(request, monkeypatch, which, count, size):
     end = request.getfixturevalue(which)
     source = fill(end.here / "source", {f"{n:04}.dat": os.urandom(size) for n in range(count)})
     end.polls = 1.0  # an operator looks no more often
@@ -223,7 +223,9 @@ def test_many_files_need_ten_requests_each_way(request, monkeypatch, which, coun
     end.client.send(systems.listing())
     down = end.down()
     assert down.names == up.names
-    assert len(end.asked()) <= 10, end.asked()
+    # Two of them remove the logs of the job that stages the archive.
+    assert len(end.asked()) <= 12, end.asked()
+    assert end.asked().count("rm") == 3
     assert seen(end.here / "down") == seen(source)
 
 
