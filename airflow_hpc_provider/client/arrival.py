@@ -44,6 +44,7 @@ __all__ = [
     "given_up",
     "identity",
     "intent",
+    "learn_sum",
     "leaves",
     "move",
     "needs_staging",
@@ -266,18 +267,27 @@ def verify(
     compare_size(system, path, stat.size, size)
     if want == "never" or (want == "auto" and not staged):
         return "size", stat
-    there, why = side.checksum(path)
+    there, why = learn_sum(side, path, wait)
     if there is None and want == "always":
-        if wait is None:
-            raise TransferError(f"The sha256 of {path} on system {system.name} cannot be learned: {why}")
-        log.info("%s: a job computes the sha256, since %s", path, why)
-        there = _checksum_by_job(side, path, wait)
+        raise TransferError(f"The sha256 of {path} on system {system.name} cannot be learned: {why}")
     if there is None:
         log.warning("%s: only the size was compared: %s", path, why)
         return "size", stat
     if there != digest:
         raise SpoiledError(f"{path} on system {system.name} has sha256 {there}, here it is {digest}.")
     return "sha256", stat
+
+
+def learn_sum(side: Side, path: str, wait: Wait | None) -> tuple[str | None, str]:
+    """The sha256 of a file on the system; or None, and why it cannot be known.
+
+    :param wait: waits for a job that computes it where the terms are to verify always; None to do without
+    """
+    there, why = side.checksum(path)
+    if there is None and side.terms.verify == "always" and wait is not None:
+        log.info("%s: a job computes the sha256, since %s", path, why)
+        there = _checksum_by_job(side, path, wait)
+    return there, why
 
 
 def _checksum_by_job(side: Side, path: str, wait: Wait) -> str:

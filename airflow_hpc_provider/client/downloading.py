@@ -18,6 +18,7 @@ from .arrival import (
     compare_size,
     given_up,
     intent,
+    learn_sum,
     leaves,
     needs_staging,
     remove_logs,
@@ -55,7 +56,7 @@ class Download:
         self._name = f"down {side.system.name} {source} {sink.name}"
         self._journal = Journal(side.keeper, self._name)
 
-    def begin(self, stat: Stat | None = None) -> Moved | Begun:
+    def begin(self, stat: Stat | None, wait: Wait | None) -> Moved | Begun:
         side, system = self._side, self._side.system
         stat = stat or side.client.send(files.stat(system.name, self._source, dereference=True))
         if stat.is_directory:
@@ -63,7 +64,7 @@ class Download:
                 "remote_path",
                 f"{self._source} on system {system.name} is a directory; give the path of a file.",
             )
-        if there := self._done_before(stat) or self._skips(stat):
+        if there := self._done_before(stat) or self._skips(stat, wait):
             return there
         if stat.size <= system.max_direct_download_bytes and (moved := self._direct(stat)):
             return moved
@@ -101,7 +102,7 @@ class Download:
         remove_logs(side.client, begun.job)
         return moved
 
-    def _skips(self, stat: Stat) -> Moved | None:
+    def _skips(self, stat: Stat, wait: Wait | None) -> Moved | None:
         """What is there already on this side, and can stay."""
         side, sink = self._side, self._sink
         if side.terms.if_exists == "overwrite" or (there := sink.existing()) is None:
@@ -112,7 +113,7 @@ class Download:
         def is_same() -> bool:
             if size != stat.size:
                 return False
-            remote, why = side.checksum(self._source)
+            remote, why = learn_sum(side, self._source, wait)
             if remote is None:
                 log.info("Whether %s has the same content cannot be known: %s", self._source, why)
                 return False

@@ -102,7 +102,7 @@ def upload_file(
     :raises InvalidInputError: the local file is none, or too large for a system without staging
     :raises TransferError: what arrived is not what was sent
     """
-    begun = begin_upload(client, system, source, target, **means)
+    begun = begin_upload(client, system, source, target, wait=wait, **means)
     if isinstance(begun, Moved):
         return begun
     clean = partial(remove_unfinished, client, system, begun, keeper=means.get("keeper"))
@@ -112,19 +112,26 @@ def upload_file(
 
 
 def begin_upload(
-    client: Client, system: System, source: Source | Path, target: str, **means: Unpack[Means]
+    client: Client,
+    system: System,
+    source: Source | Path,
+    target: str,
+    *,
+    wait: Wait | None = None,
+    **means: Unpack[Means],
 ) -> Moved | Begun:
     """Bring the bytes on their way: to the system if they are few, else to the storage.
 
-    Parameters are those of :func:`upload_file`.
+    Other parameters are those of :func:`upload_file`.
 
+    :param wait: waits for a job that compares what is there already; None to do without
     :return: what was moved, if nothing is left to do; else what to wait for
     """
     path = remote_path(target, "remote_path")
     side = _side(client, system, **means)
     opened = LocalSource(source) if isinstance(source, Path) else source
     with contextlib.closing(opened):
-        return Upload(side, opened, path).begin()
+        return Upload(side, opened, path).begin(wait)
 
 
 def finish_upload(
@@ -190,7 +197,7 @@ def download_file(
     :raises TransferError: what arrived is not what is there
     """
     target = LocalSink(sink) if isinstance(sink, Path) else sink
-    begun = begin_download(client, system, source, target, **means)
+    begun = begin_download(client, system, source, target, wait=wait, **means)
     if isinstance(begun, Moved):
         return begun
     with given_up(client, begun.job, means.get("abandon", _always)):
@@ -205,6 +212,7 @@ def begin_download(
     sink: Sink | Path,
     *,
     stat: Stat | None = None,
+    wait: Wait | None = None,
     **means: Unpack[Means],
 ) -> Moved | Begun:
     """Fetch a small file; let a job stage a large one.
@@ -212,11 +220,12 @@ def begin_download(
     Other parameters are those of :func:`download_file`.
 
     :param stat: how the file looks, if that was asked just now
+    :param wait: see :func:`begin_upload`
     :return: what was moved, if nothing is left to do; else what to wait for
     """
     path = remote_path(source, "remote_path")
     side = _side(client, system, **means)
-    return Download(side, path, LocalSink(sink) if isinstance(sink, Path) else sink).begin(stat)
+    return Download(side, path, LocalSink(sink) if isinstance(sink, Path) else sink).begin(stat, wait)
 
 
 def finish_download(

@@ -27,7 +27,7 @@ class Terms:
     :param verify: compare sha256 of both sides: ``auto`` for staged transfers, if the gateway can compute it
         in time; ``always``, by a job if need be; ``never``. The size is always compared
     :param if_exists: what to do with a file that is there already: ``overwrite``; ``verify``: leave it if
-        size and sha256 are the same, as far as the gateway can compute it in time; ``fail``; ``skip``;
+        size and sha256 are the same, as far as that can be learned (see ``verify``); ``fail``; ``skip``;
         ``newer``: overwrite it if it is older
     :param atomic: let a staged upload appear under its name when it is whole and verified, by a second job;
         one whose name has more than 249 bytes always does, since its job writes pieces with longer names

@@ -21,6 +21,7 @@ from .arrival import (
     given_up,
     identity,
     intent,
+    learn_sum,
     leaves,
     needs_staging,
     parent,
@@ -37,7 +38,7 @@ from .places import Source
 from .progress import amount
 from .storage import UrlExpiredError, expires_at
 from .streamed import stream_up
-from .terms import Begun, Moved
+from .terms import Begun, Moved, Wait
 from .transfers import UploadPlan
 from .wake import wake
 
@@ -65,7 +66,7 @@ class Upload:
         self._name = f"up {side.system.name} {source.name} {target}"
         self._journal = Journal(side.keeper, self._name)
 
-    def begin(self) -> Moved | Begun:
+    def begin(self, wait: Wait | None) -> Moved | Begun:
         side, size, system = self._side, self._source.size, self._side.system
         small = size <= system.max_direct_bytes
         if not small:
@@ -85,7 +86,7 @@ class Upload:
         there = None
         if earlier is None and (not small or side.terms.if_exists != "overwrite"):
             there = self._look()
-            if there is not None and (skipped := self._skips(there)):
+            if there is not None and (skipped := self._skips(there, wait)):
                 return skipped
         if small:
             return self._direct()
@@ -109,14 +110,14 @@ class Upload:
             )
         return there
 
-    def _skips(self, there: Stat) -> Moved | None:
+    def _skips(self, there: Stat, wait: Wait | None) -> Moved | None:
         source, side = self._source, self._side
         same: list[str] = []
 
         def is_same() -> bool:
             if there.size != source.size:
                 return False
-            remote, why = side.checksum(self._target)
+            remote, why = learn_sum(side, self._target, wait)
             if remote is None:
                 log.info("Whether %s has the same content cannot be known: %s", self._target, why)
                 return False

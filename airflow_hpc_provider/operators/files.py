@@ -432,7 +432,7 @@ class HpcUploadOperator(_FilesOperator):
             except InvalidInputError:
                 source.close()
                 raise
-            return begin_upload(client, system, source, target, **how, **kept)
+            return begin_upload(client, system, source, target, wait=wait, **how, **kept)
 
         def finish(begun: Begun, ended: Job, kept: JSONObject) -> Moved:
             return finish_upload(client, system, begun, ended, wait=wait, **how, **kept)
@@ -661,7 +661,7 @@ class HpcDownloadOperator(_FilesOperator):
                 return self._in_archive(client, system, one, target.local, **how, abandon=kept["abandon"])
             # Of a list, a file may have changed since.
             stat = one.stat if fresh else None
-            return begin_download(client, system, one.path, sink, stat=stat, **how, **kept)
+            return begin_download(client, system, one.path, sink, stat=stat, wait=wait, **how, **kept)
 
         def finish(target: Endpoint, begun: Begun, ended: Job, kept: JSONObject) -> Moved:
             return finish_download(client, system, begun, ended, target.sink(), wait=wait, **how, **kept)

@@ -199,6 +199,20 @@ def test_what_cannot_be_known_to_be_the_same_is_moved(move, gateway, target, tmp
     assert caplog.text.count("has the same content cannot be known") == 2
 
 
+def test_a_job_compares_what_is_there_where_all_is_to_be_verified(move, gateway, target, tmp_path):
+    gateway.faults.respond(408, on="checksum", times=None)
+    here, content = tmp_path / "here", os.urandom(SIZE)
+    here.write_bytes(content)
+    target.write_bytes(content)
+    for moved in (
+        move.up(content, target, if_exists="verify", verify="always"),
+        move.down(target, here, if_exists="verify", verify="always"),
+    ):
+        assert (moved.skipped, moved.sha256) == (True, digest(content))
+    assert gateway.requests.count("transfer_.*load") == 0
+    assert list(gateway.home.glob(".checksum*")) == []
+
+
 def test_a_checksum_job_that_goes_wrong_leaves_no_file(move, gateway, target):
     def broken(job_id):
         job = move.wait(job_id)
