@@ -157,6 +157,8 @@ class Arrivals:
         begun = plain.get("begun", {}) if isinstance(plain, dict) else {}
         if not own.versions.items() <= begun.get(self.owner, {}).get("files", {}).items():
             return False
+        if own.versions.items() & self.told.items():
+            return False
         return not any(
             own.versions.items() & one.versions.items() and (one.at, owner) < (own.at, self.owner)
             for owner, one in self._theirs.items()

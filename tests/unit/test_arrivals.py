@@ -118,6 +118,17 @@ def test_who_was_overwritten_gives_way():
     assert (first.holds(1, kept), second.holds(1, kept)) == (False, True)
 
 
+def test_who_comes_so_late_that_another_one_has_told_gives_way():
+    first, second = arrivals("a", stable_for=0), arrivals("b", stable_for=0)
+    files = first.saw({FILE: (1, 1, 1)}, 1)
+    tell(first, 1, files, 1.0)
+    second.begin(1, files, 1.0)
+    written(second)  # over what the first one has begun
+    kept = written(first) | {"begun": second.to_json()["begun"]}
+    second.learn(kept, 9)
+    assert not second.holds(1, kept)
+
+
 def test_what_could_not_be_written_is_not_forgotten_for_what_was():
     watch = arrivals(stable_for=0)
     tell(watch, 1, watch.saw({FILE: (1, 1, 1)}, 1))
