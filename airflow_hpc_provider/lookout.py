@@ -1,4 +1,4 @@
-"""``Lookout``: one poll loop for all files of one connection and system that asset watchers watch.
+"""``Lookout``: one poll loop for all files of one connection that asset watchers watch.
 
 It is the producer of one of Airflow's shared trigger streams, in its mode with confirmations: each look goes
 to all triggers of the group, and :meth:`Lookout.advance` hears when what they made of it is in the database.
@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow.sdk.exceptions import AirflowException
@@ -34,8 +34,20 @@ from .watch import matching
 
 if TYPE_CHECKING:
     from .client.session import AsyncClient
+    from .settings import Settings
 
-__all__ = ["Look", "Lookout", "Place", "Plan", "Wish", "plan", "wish_for"]
+__all__ = [
+    "Bearings",
+    "Look",
+    "Lookout",
+    "Place",
+    "Plan",
+    "Wish",
+    "bearings_of",
+    "plan",
+    "trouble_of",
+    "wish_for",
+]
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +59,40 @@ _SINGLE_LOOKS = 20
 _LIST_REST = 600.0
 # Places that are due within this part of their interval are looked at together.
 _EARLY = 0.2
+# Whether the connection was changed is looked up after so many seconds; that asks no gateway.
+_CONNECTION_REST = 300.0
+# A list tells whole seconds: until one is over, what it tells of a file may stand for several contents.
+_SECOND = 1.0
 _SHORTEST_DELAY, _BETWEEN, _LONGEST_PAUSE = 0.05, 1.0, 60.0
 
 T = TypeVar("T")
+
+# What of a connection decides on where a watched place is.
+Bearings: TypeAlias = tuple[str | None, ...]
+
+
+def bearings_of(settings: Settings) -> Bearings:
+    """Where a connection leads, and for whom."""
+    return *settings.identity, settings.system, settings.working_dir
+
+
+def trouble_of(error: Exception) -> HpcError:
+    """An error of any kind as one that a wait outlives; a secrets backend may raise whatever it likes."""
+    if isinstance(error, HpcError):
+        return error
+    said = redact(str(error))
+    return WatchError(said if isinstance(error, AirflowException) else f"{type(error).__name__}: {said}")
 
 
 class Place(NamedTuple):
     """What is watched.
 
+    :param system: name of the system
     :param path: absolute path of a file; with ``glob`` the directory to look in
     :param glob: pattern of file names
     """
 
+    system: str
     path: str
     glob: str | None = None
 
@@ -73,23 +107,23 @@ class Look(NamedTuple):
 
     :param number: of the tick; numbers rise
     :param sights: what is there, by place; for a place that could not be looked at the error
+    :param bearings: of the connection that was used; None as long as it could not be read
     """
 
     number: int
     sights: dict[Place, Sight | HpcError]
+    bearings: Bearings | None
 
 
 @dataclass(eq=False, slots=True)
 class Wish:
     """What one trigger wants to be told of.
 
-    :param system: name of the system, the same for all of a stream
     :param interval: seconds between two looks at the most
     :param due: epoch seconds of the next look that it wants
     :param stored: called with the number of a look when what the trigger made of it is in the database
     """
 
-    system: str
     place: Place
     interval: float
     due: float = 0.0
@@ -117,12 +151,31 @@ class _Group:
 class Plan(NamedTuple):
     """What to ask in one tick.
 
-    :param lists: directories to list, with the places that are answered by it
+    :param lists: systems and directories to list, with the places that are answered by it
     :param singles: files to ask for one by one
     """
 
-    lists: dict[str, list[Place]]
+    lists: dict[tuple[str, str], list[Place]]
     singles: list[Place]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of a single file beside what a list tells.
+
+    :param entry: what the list tells
+    :param since: epoch seconds since when it tells just that
+    :param asked: epoch seconds of the look at the file itself
+    """
+
+    entry: Entry
+    since: float
+    asked: float
+    sight: Sight
+
+    def holds(self, now: float) -> bool:
+        """Whether the file need not be looked at, as long as the list tells the same."""
+        return self.asked - self.since >= _SECOND or now - self.since < _SECOND
 
 
 _groups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], _Group]] = WeakKeyDictionary()
@@ -148,15 +201,15 @@ def wish_for(key: tuple[str, ...], wish: Wish) -> Iterator[Wish]:
         del group.wishes[wish]
 
 
-def plan(due: Iterable[Place], unlisted: Iterable[str] = ()) -> Plan:
+def plan(due: Iterable[Place], unlisted: Iterable[tuple[str, str]] = ()) -> Plan:
     """Decide what one tick asks; pure.
 
     :param due: places to look at
-    :param unlisted: directories that cannot be listed for now
+    :param unlisted: systems and directories that cannot be listed for now
     """
-    by_directory: dict[str, list[Place]] = {}
+    by_directory: dict[tuple[str, str], list[Place]] = {}
     for place in dict.fromkeys(due):
-        by_directory.setdefault(place.directory, []).append(place)
+        by_directory.setdefault((place.system, place.directory), []).append(place)
     lists, singles = {}, []
     for directory, places in by_directory.items():
         listed = any(place.glob for place in places)
@@ -184,9 +237,10 @@ class Lookout(SharedStreamProducer):
         self._gate: Gate | None = None
         self._rest_until = 0.0
         self._failures = 0
-        self._unlisted: dict[str, float] = {}
-        # Of single files: what the last list and the last look at the file itself told.
-        self._known: dict[Place, tuple[Entry, Sight]] = {}
+        self._settings: Settings | None = None
+        self._reread_at = 0.0
+        self._unlisted: dict[tuple[str, str], float] = {}
+        self._known: dict[Place, _Known] = {}
 
     @property
     def _group(self) -> _Group:
@@ -199,12 +253,12 @@ class Lookout(SharedStreamProducer):
                 await self._pause()
                 async with await self._open() as client:
                     answered = True
-                    while answered:
-                        await self._pause()
+                    while answered and not await self._outdated():
                         sights, answered = await self._tick(client)
                         yield self._look(sights)
-            except (HpcError, AirflowException) as error:
-                trouble = error if isinstance(error, HpcError) else WatchError(redact(str(error)))
+                        await self._pause()
+            except Exception as error:  # noqa: BLE001  whatever it is, it would end every trigger of the group
+                trouble = trouble_of(error)
                 self._failed(trouble)
                 yield self._look(dict.fromkeys(self._due(), trouble))
 
@@ -229,20 +283,30 @@ class Lookout(SharedStreamProducer):
                     # An error here would end the whole stream.
                     log.exception("What %s was told could not be written down.", wish.place.path)
 
-    @property
-    def _system(self) -> str:
-        return next((wish.system for wish in self._group.wishes), "")
-
     async def _open(self) -> AsyncClient:
         """A client of the connection as it is now: its secret may have changed since the last one."""
         hook = HpcHook(self._hpc_conn_id)
         client = await hook.async_client(policy=POLICY)
+        self._settings, self._reread_at = hook.settings, self._clock() + _CONNECTION_REST
         self._gate = gate_for(hook.settings.identity)
         return client
 
+    async def _outdated(self) -> bool:
+        """Whether the connection was changed since the client was made."""
+        if self._clock() < self._reread_at:
+            return False
+        self._reread_at = self._clock() + _CONNECTION_REST
+        hook = HpcHook(self._hpc_conn_id)
+        try:
+            await hook.load()
+        except Exception:  # noqa: BLE001  the client that is there may do
+            return False
+        return hook.settings != self._settings
+
     def _look(self, sights: dict[Place, Sight | HpcError]) -> tuple[Look, int]:
         self._number += 1
-        return Look(self._number, sights), self._number
+        bearings = None if self._settings is None else bearings_of(self._settings)
+        return Look(self._number, sights, bearings), self._number
 
     # --- when ---
 
@@ -271,14 +335,14 @@ class Lookout(SharedStreamProducer):
     async def _tick(self, client: AsyncClient) -> tuple[dict[Place, Sight | HpcError], bool]:
         """Look at what is due; False with it if the gateway refuses the token."""
         now, sights = self._clock(), dict[Place, Sight | HpcError]()
-        self._unlisted = {path: until for path, until in self._unlisted.items() if until > now}
+        self._unlisted = {where: until for where, until in self._unlisted.items() if until > now}
         due = self._due()
         asked = plan(due, self._unlisted)
         answered = True
         try:
             singles = dict.fromkeys(asked.singles, None)
-            for directory, places in asked.lists.items():
-                singles |= await self._list(client, directory, places, sights)
+            for (system, directory), places in asked.lists.items():
+                singles |= await self._list(client, system, directory, places, sights)
             for place in list(singles)[:_SINGLE_LOOKS]:
                 sights[place] = await self._single(client, place, singles[place])
             if len(singles) > _SINGLE_LOOKS:  # the others are due still
@@ -302,6 +366,7 @@ class Lookout(SharedStreamProducer):
     async def _list(
         self,
         client: AsyncClient,
+        system: str,
         directory: str,
         places: Sequence[Place],
         sights: dict[Place, Sight | HpcError],
@@ -313,12 +378,12 @@ class Lookout(SharedStreamProducer):
         singles = [place for place in places if place.glob is None]
         hidden = any((place.glob or posixpath.basename(place.path)).startswith(".") for place in places)
         try:
-            entries = await self._send(client, files.listing(self._system, directory, hidden=hidden))
+            entries = await self._send(client, system, files.listing(system, directory, hidden=hidden))
         except HpcError as error:
             if not _of_place(error):
                 raise
             if isinstance(error, ApiError) and error.status in (408, 413):
-                self._unlisted[directory] = self._clock() + _LIST_REST
+                self._unlisted[system, directory] = self._clock() + _LIST_REST
                 log.warning("The files of %s are asked for one by one for a while. %s", directory, error)
             sights.update(
                 {place: _absent(error) for place in places if place.glob or isinstance(error, NotFoundError)}
@@ -333,10 +398,12 @@ class Lookout(SharedStreamProducer):
             entry, known = names.get(posixpath.basename(place.path)), self._known.get(place)
             if entry is None:
                 sights[place] = {}
-            elif known is None or known[0] != entry or entry.kind is EntryKind.LINK:
+            elif known is None or known.entry != entry or entry.kind is EntryKind.LINK:
                 changed[place] = entry  # of a link the list does not tell what it leads to
+            elif known.holds(self._clock()):
+                sights[place] = known.sight
             else:
-                sights[place] = known[1]
+                changed[place] = entry
         return changed
 
     async def _single(self, client: AsyncClient, place: Place, entry: Entry | None) -> Sight | HpcError:
@@ -345,27 +412,31 @@ class Lookout(SharedStreamProducer):
         :param entry: what the list tells of it, if there was one
         :raises HpcError: the gateway cannot be asked
         """
-        self._known.pop(place, None)
+        known, now = self._known.pop(place, None), self._clock()
         try:
-            stat = await self._send(client, files.stat(self._system, place.path, dereference=True))
+            stat = await self._send(
+                client, place.system, files.stat(place.system, place.path, dereference=True)
+            )
         except HpcError as error:
             if not _of_place(error):
                 raise
             return _absent(error)
         sight: Sight = {place.path: (stat.size, stat.modified, stat.inode)}
         if entry is not None:
-            self._known[place] = (entry, sight)
+            since = known.since if known is not None and known.entry == entry else now
+            self._known[place] = _Known(entry, since, now, sight)
         return sight
 
-    async def _send(self, client: AsyncClient, call: Call[T]) -> T:
-        metrics.polled(self._system, "file")
+    async def _send(self, client: AsyncClient, system: str, call: Call[T]) -> T:
+        metrics.polled(system, "file")
         return await client.send(call)
 
     def _failed(self, error: HpcError) -> None:
         """The gateway cannot be asked: leave it alone for a moment."""
         now = self._clock()
         if not self._failures:
-            log.warning("System %s cannot be asked for files; it is tried again. %s", self._system, error)
+            systems = ", ".join(sorted({wish.place.system for wish in self._group.wishes}))
+            log.warning("System %s cannot be asked for files; it is tried again. %s", systems, error)
         longest = min((wish.interval for wish in self._group.wishes), default=1.0)
         pause = min(longest, _LONGEST_PAUSE, 2.0 ** min(self._failures, 10))
         self._rest_until = now + pause * (0.75 + random.random() / 4)  # noqa: S311  spreads looks, guards nothing

@@ -11,12 +11,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_hpc_provider.arrivals import Arrivals
 from airflow_hpc_provider.client.calls import JSONObject
-from airflow_hpc_provider.client.errors import HpcError, InvalidInputError
+from airflow_hpc_provider.client.errors import HpcError, InvalidInputError, WatchError
 from airflow_hpc_provider.hooks.hpc import HpcHook
 from airflow_hpc_provider.watch import FileWatch
 
@@ -26,14 +25,15 @@ if TYPE_CHECKING:
     from airflow.triggers.shared_stream import SharedStreamProducer
 
     from airflow_hpc_provider.arrivals import Sight
-    from airflow_hpc_provider.lookout import Look, Lookout, Place, Wish
+    from airflow_hpc_provider.lookout import Bearings, Look, Lookout, Place, Wish
 
 __all__ = ["HpcFileTrigger"]
 
 _WORKING_DIR = "{working_dir}"
 # The state store of Airflow is asked so many times, with a second in between, before the trigger fails.
 _STORE_TRIES = 5
-# Of two triggerers that begin the same version, one gives way, so many seconds after both have written that.
+# Of two triggerers that begin the same version, one gives way, so many seconds after both have written that;
+# and twice as long as the store takes to be read and written, since the other one may just be at it.
 _SETTLES_AFTER = 0.5
 # An event that was sent is in the database so many seconds later, unless the triggerer dies.
 _STORED_AFTER = 5.0
@@ -47,10 +47,10 @@ class HpcFileTrigger(HpcTrigger, BaseEventTrigger):
     In an ``AssetWatcher`` it fires for ever, once for each version of each file: when a file appears, and
     when it has changed since (its size, time of change or inode). What it has fired is kept in Airflow's
     asset state store, so a restart of the triggerer loses nothing and repeats nothing. Only a triggerer that
-    dies in the very seconds in which Airflow stores an event leaves open whether it did: that version is
-    fired again a minute later, with ``repeated`` in its file. All watchers of one connection and system share
-    one poll loop. The payload of an event holds ``system`` and ``files``: path, size in bytes, time of change
-    and version.
+    ends, stopped or killed, in the very seconds in which Airflow stores an event leaves open whether it did:
+    that version is fired again a minute later, with ``repeated`` in its file. All watchers of one connection
+    and system share one poll loop, which follows a changed connection within minutes. The payload of an event
+    holds ``system`` and ``files``: path, size in bytes, time of change and version.
 
     With ``since`` it waits once, for ``HpcFileSensor``.
 
@@ -101,7 +101,7 @@ class HpcFileTrigger(HpcTrigger, BaseEventTrigger):
         self._arrivals = Arrivals(owner=secrets.token_hex(4), stable_for=self.watch.stable_for)
         self._fired = 0.0
         self._yielded = -1
-        self._system = self.watch.system
+        self._bearings: Bearings | None = None
         self._written = True
         self._trouble = ""
 
@@ -158,10 +158,17 @@ class HpcFileTrigger(HpcTrigger, BaseEventTrigger):
 
         place = await self._place()
         await self._learn(tries=_STORE_TRIES)
-        wish = Wish(self._system, place, self.watch.poll_interval, stored=self._stored)
+        wish = Wish(place, self.watch.poll_interval, stored=self._stored)
+        examined = None
         try:
             with wish_for(key, wish):
                 async for look in looks:
+                    if look.bearings not in (None, self._bearings, examined):
+                        if (found := await self._found()) is None:
+                            continue
+                        examined = look.bearings
+                        wish.place = place = found
+                        wish.again(time.time())
                     sight = look.sights.get(place)
                     if isinstance(sight, HpcError):
                         self._tell(sight)
@@ -169,12 +176,12 @@ class HpcFileTrigger(HpcTrigger, BaseEventTrigger):
                         self._tell(None)
                         if files := await self._due(look.number, sight):
                             self._fired, self._yielded = time.time(), look.number
-                            self._say(files)
-                            yield TriggerEvent({"system": self._system, "files": files})  # type: ignore[no-untyped-call]
+                            self._say(place.system, files)
+                            yield TriggerEvent({"system": place.system, "files": files})  # type: ignore[no-untyped-call]
                         self._wish_again(wish)
         finally:
             if self._arrivals.begun:
-                parting = asyncio.create_task(self._part(), name=f"hpc-files-{place.path}")
+                parting = asyncio.create_task(self._part(), name=f"hpc-files-{self.watch.path}")
                 _partings.add(parting)
                 parting.add_done_callback(_partings.discard)
 
@@ -188,12 +195,13 @@ class HpcFileTrigger(HpcTrigger, BaseEventTrigger):
             return []
         try:
             # Another triggerer may watch the same, if Airflow has moved this trigger and not yet ended it.
+            started = time.monotonic()
             await self._learn()
             if files := arrivals.fresh(time.time()):
                 arrivals.begin(number, files, time.time())
                 await self._write()
                 if self._stores():
-                    await asyncio.sleep(_SETTLES_AFTER)
+                    await asyncio.sleep(_SETTLES_AFTER + 2 * (time.monotonic() - started))
                     if not arrivals.holds(number, await self._learn()):
                         arrivals.undo(number)
                         await self._write()
@@ -225,12 +233,12 @@ class HpcFileTrigger(HpcTrigger, BaseEventTrigger):
             await self._learn()
             await self._write()
 
-    def _say(self, files: list[JSONObject]) -> None:
+    def _say(self, system: str, files: list[JSONObject]) -> None:
         names = ", ".join(file["path"] for file in files[:3]) + ", …" * (len(files) > 3)
         told = "new or changed file" if len(files) == 1 else "new or changed files"
-        self.log.info("%d %s on system %s: %s.", len(files), told, self._system, names)
+        self.log.info("%d %s on system %s: %s.", len(files), told, system, names)
 
-    def _tell(self, error: HpcError | AirflowException | None) -> None:
+    def _tell(self, error: HpcError | None) -> None:
         """Log trouble once, and its end."""
         said, self._trouble = self._trouble, str(error or "")
         if error is not None and not said:
@@ -241,20 +249,27 @@ class HpcFileTrigger(HpcTrigger, BaseEventTrigger):
     # --- where it looks ---
 
     async def _place(self) -> Place:
-        """The place to watch, which the gateway may have to tell."""
-        from airflow_hpc_provider.lookout import Place
-
+        """The place to watch, as soon as it can be told."""
         while True:
-            try:
-                self._system, path = await self._resolved()
-                return Place(path, self.watch.glob)
-            except (HpcError, AirflowException) as error:
-                self._tell(error)
+            if (found := await self._found()) is not None:
+                return found
             await asyncio.sleep(self.watch.poll_interval)
 
-    async def _resolved(self) -> tuple[str, str]:
+    async def _found(self) -> Place | None:
+        """The place to watch, which the gateway may have to tell; None if there is trouble, which is told."""
+        from airflow_hpc_provider.lookout import Place, bearings_of, trouble_of
+
         hook = HpcHook(self.hpc_conn_id)
-        await hook.load()
+        try:
+            await hook.load()
+            system, path = await self._resolved(hook)
+        except Exception as error:  # noqa: BLE001  whatever it is, this trigger must live on
+            self._tell(trouble_of(error))
+            return None
+        self._bearings = bearings_of(hook.settings)
+        return Place(system, path, self.watch.glob)
+
+    async def _resolved(self, hook: HpcHook) -> tuple[str, str]:
         name, path = self.watch.system or hook.settings.system or "", self.watch.path
         if name and _WORKING_DIR not in path:
             return name, path
@@ -274,7 +289,10 @@ class HpcFileTrigger(HpcTrigger, BaseEventTrigger):
         return f"hpc-files-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
     def _stores(self) -> list[Any]:
-        """The state stores of all assets that this trigger watches for; none outside of a triggerer."""
+        """The state stores of all assets that this trigger watches for; none outside of a triggerer.
+
+        Airflow's public way leads to the store of an only asset, or of one that is named.
+        """
         store: Any = self.asset_state_store
         if store is None:
             return []
@@ -289,6 +307,12 @@ class HpcFileTrigger(HpcTrigger, BaseEventTrigger):
                 try:
                     found = await store.aget(self._state_key)
                     break
+                except ValueError as error:
+                    raise WatchError(
+                        f"{self.watch.path} is watched for several assets, and this version of Airflow "
+                        "does not tell which. Give watchers of one asset each: with another stable_for they "
+                        "are not one trigger."
+                    ) from error
                 except Exception:
                     if not left:
                         raise
