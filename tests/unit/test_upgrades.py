@@ -12,6 +12,7 @@ from airflow.sdk._shared.module_loading import import_string
 from airflow_home import StateStore, context_of
 
 from airflow_hpc_provider import submission, submitted
+from airflow_hpc_provider.arrivals import GRACE, Arrivals
 from airflow_hpc_provider.client import checkpoint
 from airflow_hpc_provider.client.terms import Begun
 from airflow_hpc_provider.operators.directories import HpcCopyOperator
@@ -20,6 +21,7 @@ from airflow_hpc_provider.operators.jobs import HpcSubmitJobOperator
 from airflow_hpc_provider.sensors.files import HpcFileSensor
 from airflow_hpc_provider.sensors.jobs import HpcJobSensor
 from airflow_hpc_provider.sensors.systems import HpcSystemSensor
+from airflow_hpc_provider.triggers.files import HpcFileTrigger
 
 TEXT = (Path(__file__).parent / "stored_0_1.json").read_text()
 STORED = json.loads(TEXT)
@@ -54,6 +56,33 @@ def test_the_keys_of_the_task_state_store_stay():
     assert submission.STATE_KEY == "hpc_job"
     assert submitted.SUBMITTED_KEY == "hpc_submitted"
     assert checkpoint._KEY == "hpc_transfer"
+
+
+def test_a_watcher_finds_what_it_has_fired_and_fires_only_the_rest():
+    [(key, state)] = STORED["watcher"].items()
+    [arguments] = [plain for path, plain in STORED["triggers"] if plain.get("path") == "/scratch/me/in.nc"]
+    assert HpcFileTrigger(**arguments)._state_key == key
+    sight = {
+        "/scratch/me/in.nc": (7, 1795576122, 4711),
+        "/scratch/me/old.nc": (2, 1795576128, 43),
+        "/scratch/me/new.nc": (3, 1795576125, 4712),
+        "/scratch/me/doubt.nc": (2, 1795576000, 4000),
+    }
+    arrivals = Arrivals(owner="0", stable_for=0)
+    arrivals.learn(state, 1795576131)
+    found = {file["path"]: file.get("repeated") for file in arrivals.saw(sight, 1795576131)}
+    # Another process may still tell of the new one.
+    assert found == {"/scratch/me/old.nc": None, "/scratch/me/doubt.nc": True}
+    later = {file["path"]: file.get("repeated") for file in arrivals.saw(sight, 1795576131 + GRACE)}
+    assert later == found | {"/scratch/me/new.nc": True}
+
+
+def test_what_a_watcher_stores_is_what_version_0_1_stored():
+    [state] = STORED["watcher"].values()
+    now = state["begun"]["5f3a9c01"]["at"]
+    arrivals = Arrivals(owner="0", stable_for=0)
+    arrivals.learn(state, now)
+    assert json.loads(json.dumps(arrivals.to_json())) == state
 
 
 def test_a_transfer_that_was_carried_is_read():
