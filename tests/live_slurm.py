@@ -1,5 +1,6 @@
 """A running Slurm for tests: munge, MariaDB, slurmdbd, slurmctld and slurmd as processes, on loopback."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -28,6 +29,7 @@ __all__ = [
     "make_slurm_gateway",
     "slurm",
     "slurm_gateway",
+    "slurm_in",
 ]
 
 # Whose jobs they are: a user that every Debian has, and that may do nothing.
@@ -307,9 +309,16 @@ class Slurm:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """Slurm, started once; this process and its children use it, and what they write, its jobs may change."""
+    """Slurm, started once."""
+    with slurm_in(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def slurm_in(log_folder: Path) -> Iterator[Slurm]:
+    """Slurm for a while; this process and its children use it, and what they write, its jobs may change."""
     try:
-        cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+        cluster = Slurm(log_folder)
     except CannotRunError as error:
         if os.environ.get("CI") or os.environ.get("HPC_TESTS_REQUIRE"):
             raise

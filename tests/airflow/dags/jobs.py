@@ -36,6 +36,7 @@ one_job("in_worker", deferrable=False)
 one_job("deferred_kept", deferrable=True, cancel_on_kill=False)
 one_job("in_worker_kept", deferrable=False, cancel_on_kill=False)
 one_job("limited", deferrable=True, execution_timeout=timedelta(seconds=20), retries=0)
+one_job("on_slurm", deferrable=True, hpc_conn_id="hpc_slurm")
 one_job("patient", deferrable=False, hpc_conn_id="hpc_patient")
 
 with DAG("many", schedule=None):
