@@ -1,5 +1,6 @@
-"""Uploads whose job is waited for in the triggerer of a running Airflow."""
+"""Uploads whose job is waited for in the triggerer of a running Airflow, and what a download tells."""
 
+import hashlib
 import os
 import time
 from functools import partial
@@ -51,3 +52,21 @@ def test_an_upload_that_a_user_ends_meanwhile_leaves_neither_job_nor_file(upload
     states = partial(transfer_states, airflow, since)
     until(lambda: "CANCELLED" in str(states()), 60, states)
     until(lambda: not list(target.parent.iterdir()), 30, lambda: list(target.parent.iterdir()))
+
+
+def test_a_download_tells_its_outlet_of_the_job_and_of_the_file(airflow, tmp_path):
+    target = tmp_path / "result.txt"
+    run = airflow.trigger("fetch", target=str(target))
+    run.wait("success")
+    found = airflow.call("GET", "assets/events", params={"name_pattern": "fetched"})["asset_events"]
+    (told,) = [event["extra"] for event in found if event["source_run_id"] == run.run_id]
+    path = f"dags/fetch/dagRuns/{run.run_id}/taskInstances/make/xcomEntries/job_id"
+    assert told == {
+        "system": "embedded",
+        "path": told["path"],
+        "local_path": str(target),
+        "size": 8,
+        "sha256": hashlib.sha256(b"content\n").hexdigest(),
+        "job_id": str(airflow.call("GET", path)["value"]).strip('"'),
+    }
+    assert told["path"].endswith("/result.txt")
