@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -60,6 +61,12 @@ ROOM = {
     "AIRFLOW__TRIGGERER__ON_KILL_TIMEOUT": "60",
 }
 # Each task is a fork of the scheduler: what that has imported, hundreds of tasks need not import again.
+# A plugin that warns as if the provider did, in each process that reads plugins; see test_whole.py.
+WARNING_PLUGIN = """
+import os, warnings
+name = os.environ["LOGNAME"]
+warnings.warn_explicit("found", UserWarning, f"/somewhere/airflow_hpc_provider/no_module_in_{name}.py", 1)
+"""
 PRELOADED = """
 import airflow.dag_processing.dagbag, airflow_hpc_provider.operators.jobs, airflow_hpc_provider.submission
 from airflow.__main__ import main
@@ -286,7 +293,7 @@ class Postgres:
 class Airflow:
     """PostgreSQL, API server, scheduler with LocalExecutor, DAG processor and two triggerers.
 
-    Its components share a home; the DAG processor's connection leads to a closed port, so that no DAG file
+    Its components share a home; the DAG processor's connections lead to a closed port, so that no DAG file
     can reach the gateway.
 
     :param home: an empty directory
@@ -304,8 +311,12 @@ class Airflow:
         #: Of the user ``admin``.
         self.password = secrets.token_hex(16)
         self.environment = self._environment(port)
-        nowhere = gateway.connection() | {"host": f"http://127.0.0.1:{closed_port()}"}
-        reaches_nothing = {airflow_home.CONNECTION: json.dumps(nowhere)}
+        (home / "plugins").mkdir()
+        (home / "plugins" / "warns.py").write_text(WARNING_PLUGIN)
+        #: What the connections of the DAG processor lead to.
+        self.nowhere = f"http://127.0.0.1:{closed_port()}"
+        dead = json.dumps(gateway.connection() | {"host": self.nowhere})
+        reaches_nothing = dict.fromkeys((airflow_home.CONNECTION, "AIRFLOW_CONN_HPC_PATIENT"), dead)
         self.api_server = Process(
             "api-server",
             ["bash", str(API_SERVER)],
@@ -510,7 +521,10 @@ class Run:
     def wait_for_trigger(self, task_id: str = "job") -> None:
         """Wait until a triggerer runs the trigger of a task: before that, Airflow tells nobody of an end."""
         self.wait_for("deferred", task_id=task_id)
-        until(lambda: any("starting" in line for line in self.log(task_id)), 60, self._told, pause=0.5)
+        said = re.compile(
+            rf"trigger {self.dag_id}/{re.escape(self.run_id)}/{task_id}/\S+ \(ID \d+\) starting"
+        )
+        until(lambda: any(map(said.search, self.log(task_id))), 60, self._told, pause=0.5)
 
     def _told(self) -> str:
         told = [f"{self.dag_id} {self.run_id}: {self.state}"]
