@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.airflow, pytest.mark.timeout(300)]
 OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
+    # A container has little of it.
+    "--disable-dev-shm-usage",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -89,7 +91,8 @@ def fill_in(
         form.locator(f"[name={name}]").fill(value)
     shoot(page, f"connection-form-{conn_id}")
     form.get_by_role("button", name="Extra Fields", exact=True).click()
-    for name, value in given["extra"].items():
+    # What the pictures show is no path of this machine.
+    for name, value in (given["extra"] | {"working_dir": "/scratch/alice"}).items():
         form.locator(f"[name=element_{name}]").fill(value)
     shoot(page, f"connection-form-{conn_id}-extra")
     page.set_viewport_size({"width": 1280, "height": 960})
