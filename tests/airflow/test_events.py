@@ -1,12 +1,14 @@
 """Files that start DAGs, outlets that tell of jobs, and what is to be seen of a job in Airflow afterwards."""
 
 import json
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from live_airflow import Airflow, Run, until
+from live_airflow import Airflow, Process, Run, until
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
 
@@ -76,6 +78,77 @@ def test_each_version_of_a_file_starts_one_run_also_when_the_triggerer_dies(airf
     ]
     assert files(events(airflow, "one")) == [("one.dat", 5), ("one.dat", 14)]
     assert (len(runs(airflow, "on_files")), len(runs(airflow, "on_one_file"))) == (3, 2)
+
+
+class Courier(threading.Thread):
+    """Lays a file down now and then, until it is told to stop.
+
+    :param inbox: where
+    """
+
+    def __init__(self, inbox: Path) -> None:
+        super().__init__(daemon=True)
+        self._inbox = inbox
+        self._over = threading.Event()
+        self.names: list[str] = []
+
+    def run(self) -> None:
+        while not self._over.wait(0.5):
+            name = f"k{len(self.names)}.dat"
+            deliver(self._inbox / name, "x")
+            self.names.append(name)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+
+def just_fired(triggerers: list[Process]) -> Process:
+    """The triggerer whose watcher is the next to fire, at that moment."""
+    words = "on system embedded: "
+    sizes = {one: one.log.stat().st_size for one in triggerers}
+
+    def fired() -> Process | None:
+        for one, size in sizes.items():
+            with one.log.open(errors="replace") as log:
+                log.seek(size)
+                if any("new or changed file" in line and words in line for line in log):
+                    return one
+        return None
+
+    found = until(fired, 60, "an event", pause=0.02)
+    assert found is not None
+    return found
+
+
+def test_triggerers_that_end_right_at_an_event_lose_no_file_and_what_they_repeat_is_marked(airflow):
+    inbox = Path(airflow.gateway.connection()["extra"]["working_dir"]) / "inbox"
+    inbox.mkdir(exist_ok=True)
+    before = len(events(airflow, "inbox"))
+    courier = Courier(inbox)
+    courier.start()
+    try:
+        for end in (Process.kill, Process.kill, Process.stop):
+            one = just_fired(airflow.triggerers)
+            end(one)
+            # The other one takes over, in the midst of new files.
+            just_fired([other for other in airflow.triggerers if other is not one])
+            airflow.restart(one)
+    finally:
+        courier.stop()
+
+    def told() -> list[dict[str, Any]]:
+        found = events(airflow, "inbox")[before:]
+        return [file for extra in found for file in extra["payload"]["files"]]
+
+    def names(repeated: bool) -> Counter[str]:
+        return Counter(Path(file["path"]).name for file in told() if file.get("repeated", False) is repeated)
+
+    # What nobody knows of is told a minute later.
+    until(lambda: {*names(False), *names(True)} >= set(courier.names), 150, lambda: told()[-5:], pause=1)
+    time.sleep(5)
+    assert set(names(False).values()) == {1}, names(False)
+    assert {*names(False), *names(True)} == set(courier.names)
 
 
 def test_an_outage_of_the_gateway_loses_no_file(airflow):
