@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import re
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import files, jobs, transfers
-from .arrival import given_up, leaves
+from .arrival import cancel_transfer, given_up, leaves
 from .calls import JSONObject
 from .checkpoint import Journal, Keeper
-from .errors import HpcError, InvalidInputError, TransferError
+from .errors import HpcError, InvalidInputError, NotFoundError, TransferError, UnsupportedError
 from .files import Stat
 from .jobs import Job
 from .paths import is_inside, remote_path
-from .remote import check_identities, checksum, complaint, failed, look, remove
+from .remote import check_identities, checksum, complaint, failed, look, remove, until_over
 from .removal import Guard
 from .session import Client
 from .systems import System
@@ -34,6 +36,7 @@ __all__ = [
     "copy",
     "finish_copy",
     "movable",
+    "remove_unfinished",
     "resolve_target",
     "skipped",
 ]
@@ -42,6 +45,10 @@ log = logging.getLogger(__name__)
 
 # Of a copy that was about to begin.
 _NO_JOB = TransferJob(job_id="", system="", output_log="", error_log="")
+# Names that the gateway gives to the jobs that copy and move.
+_NAMES = {False: "CopyFiles", True: "MoveFiles"}
+# A job may show up in the list a moment after its submission was answered with an error.
+_LOOK_AGAIN = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +145,7 @@ def copy(
         source,
         target,
         guard=guard,
+        wait=wait,
         account=account,
         move=move,
         if_exists=if_exists,
@@ -147,8 +155,8 @@ def copy(
         return begun
 
     def clean() -> None:
-        Journal(keeper, begun.key).forget()
-        _sweep(client, system, begun, wait=wait, account=account)
+        if remove_unfinished(client, system, begun, wait=wait, account=account):
+            Journal(keeper, begun.key).forget()
 
     with given_up(client, begun.job, abandon, clean):
         ended = wait(begun.job.job_id)
@@ -162,6 +170,7 @@ def begin_copy(
     target: str,
     *,
     guard: Guard | None = None,
+    wait: Wait,
     account: str | None = None,
     move: bool = False,
     if_exists: IfExists = "overwrite",
@@ -174,24 +183,30 @@ def begin_copy(
     source = movable(guard, source) if move else remote_path(source, "source")
     key = f"{'move' if move else 'copy'} {system.name} {source} {target}"
     journal = Journal(keeper, key)
-    if earlier := _earlier(client, system, journal):
+    earlier = _earlier(client, system, journal, wait=wait, account=account)
+    if isinstance(earlier, Copied) or (earlier is not None and earlier.job.job_id):
         return earlier
     stat = client.send(files.stat(system.name, source, dereference=not move))
     if move and guard and stat.is_directory:
         check_identities(client, system, guard, [source])
-    path, there = resolve_target(client, system, target, posixpath.basename(source))
-    if there is not None and if_exists in ("skip", "fail") and there.is_directory == stat.is_directory:
-        leaves(if_exists, f"{path} on system {system.name}", 0.0, None, lambda: False)
-        return skipped(system.name, source, system.name, path, there)
-    check_target(system, source, stat, path, there)
-    if there is not None and leaves(
-        if_exists,
-        f"{path} on system {system.name}",
-        there.modified,
-        float(stat.modified),
-        lambda: there.size == stat.size and _same_content(client, system, source, path),
-    ):
-        return skipped(system.name, source, system.name, path, there)
+    if earlier is not None:
+        # What was decided then is not asked again: what lies there now may be half a copy.
+        path, there = earlier.target, look(client, system, earlier.target, dereference=True)
+        check_target(system, source, stat, path, there)
+    else:
+        path, there = resolve_target(client, system, target, posixpath.basename(source))
+        if there is not None and if_exists in ("skip", "fail") and there.is_directory == stat.is_directory:
+            leaves(if_exists, f"{path} on system {system.name}", 0.0, None, lambda: False)
+            return skipped(system.name, source, system.name, path, there)
+        check_target(system, source, stat, path, there)
+        if there is not None and leaves(
+            if_exists,
+            f"{path} on system {system.name}",
+            there.modified,
+            float(stat.modified),
+            lambda: there.size == stat.size and _same_content(client, system, source, path),
+        ):
+            return skipped(system.name, source, system.name, path, there)
     # A job would end well without a place to put the copy.
     client.send(files.stat(system.name, posixpath.dirname(path), dereference=True))
     begun = Copying(
@@ -204,12 +219,58 @@ def begin_copy(
         key=key,
     )
     journal.save(begun.to_json())
-    build = transfers.move if move else transfers.copy
-    job = client.send(build(system.name, source, path, account=account))
-    log.info("Job %s on system %s: %s to %s.", job.job_id, system.name, source, path)
-    begun = replace(begun, job=job)
+    begun = replace(begun, job=_start(client, system, begun, account))
+    log.info("Job %s on system %s: %s to %s.", begun.job.job_id, system.name, source, path)
     journal.save(begun.to_json())
     return begun
+
+
+def _start(client: Client, system: System, begun: Copying, account: str | None) -> TransferJob:
+    """Start the job; one whose answer was lost is looked for."""
+    build = transfers.move if begun.move else transfers.copy
+    try:
+        return client.send(build(system.name, begun.source, begun.target, account=account))
+    except HpcError as error:
+        if not error.ambiguous:
+            raise
+        log.warning("%s The job may have been submitted all the same.", error)
+        found = _find(client, system, begun)
+        if found is None:
+            time.sleep(_LOOK_AGAIN)
+            found = _find(client, system, begun)
+        if found is None:
+            raise
+        return found
+
+
+def _find(client: Client, system: System, begun: Copying) -> TransferJob | None:
+    """The job that copies just this, while it waits or runs; its script tells.
+
+    :raises TransferError: there is one of which nobody can tell what it copies
+    """
+    source, target = (f"[\"']?{re.escape(path)}[\"']?" for path in (begun.source, begun.target))
+    words = re.compile(rf"(?<!\S){source}\s+{target}(?=[\s)])")
+    for job in client.send(jobs.listing(system.name, name=_NAMES[begun.move], window="1h")):
+        if job.state.final:
+            continue
+        try:
+            about = client.send(jobs.metadata(system.name, job.job_id))
+        except NotFoundError:
+            continue
+        except UnsupportedError as error:
+            raise TransferError(
+                f"Job {job.job_id} on system {system.name} may be the one that copies {begun.source} to "
+                f"{begun.target}, which the system does not tell: try again when it is over.",
+            ) from error
+        if about.stdout and words.search(about.script or ""):
+            log.info("Job %s copies %s to %s.", job.job_id, begun.source, begun.target)
+            return TransferJob(
+                job_id=job.job_id,
+                system=system.name,
+                output_log=about.stdout,
+                error_log=about.stderr or about.stdout,
+            )
+    return None
 
 
 def finish_copy(
@@ -237,11 +298,24 @@ def finish_copy(
             raise failed(f"{begun.source} was not {done} to {begun.target} on system {system.name}", problem)
     except TransferError:
         # Any other error leaves open whether it is done: another try will look again.
-        journal.forget()
-        _sweep(client, system, begun, wait=wait, account=account)
+        if _sweep(client, system, begun, wait=wait, account=account):
+            journal.forget()
         raise
     journal.forget()
     return _copied(system, begun)
+
+
+def remove_unfinished(
+    client: Client, system: System, begun: Copying, *, wait: Wait, account: str | None = None
+) -> bool:
+    """Remove what the cancelled job of a copy has written; what was there before stays.
+
+    :param begun: the copy
+    :param wait: waits for a job that removes it
+    :return: whether nothing is there any more
+    """
+    until_over(client, begun.job)
+    return _sweep(client, system, begun, wait=wait, account=account)
 
 
 def resolve_target(client: Client, system: System, target: str, name: str) -> tuple[str, Stat | None]:
@@ -289,29 +363,56 @@ def movable(guard: Guard | None, source: str) -> str:
     return guard.check(source, "source", "moved")
 
 
-def _earlier(client: Client, system: System, journal: Journal) -> Copied | Copying | None:
-    """What an earlier try of the same task began, as far as it can be taken up."""
+def _earlier(
+    client: Client, system: System, journal: Journal, *, wait: Wait, account: str | None
+) -> Copied | Copying | None:
+    """What an earlier try of the same task began; a half copy of its is removed.
+
+    :return: what it has moved; or what to wait for; or, without a job, what to do once more
+    """
     about, ours = journal.load()
-    if about is None or not ours:
-        return None
     try:
         begun = Copying.from_json(about)
     except (TypeError, KeyError):
         return None
-    if begun.job.job_id:
-        try:
-            job = client.send(jobs.get(system.name, begun.job.job_id))
-        except HpcError as error:
-            log.info("Job %s of an earlier try: %s", begun.job.job_id, error)
-        else:
-            if job.state.succeeded or not job.state.final:
-                log.info("Going on with job %s of an earlier try.", job.job_id)
-                return begun
-    journal.forget()
+    if not begun.job.job_id and (found := _find(client, system, begun)):
+        begun = replace(begun, job=found)
+        journal.save(begun.to_json())
+    job = _state(client, begun.job)
+    if job is not None and ours and (job.state.succeeded or not job.state.final):
+        log.info("Going on with job %s of an earlier try.", job.job_id)
+        return begun
+    if job is not None and not job.state.final:
+        cancel_transfer(client, begun.job)
+        until_over(client, begun.job)
     if begun.move and _arrived(client, system, begun):
         log.info("%s was moved to %s by an earlier try.", begun.source, begun.target)
+        journal.forget()
         return _copied(system, begun)
-    return None
+    cleared = _sweep(client, system, begun, wait=wait, account=account)
+    if not cleared and begun.move and begun.size is None:
+        # From one file system to another, a move copies all of it before it removes the source.
+        raise TransferError(
+            f"An earlier try's move of {begun.source} to {begun.target} on system {system.name} broke off: "
+            "both are there, and either may miss something. Compare them, remove one, and clear the task.",
+            transient=False,
+        )
+    if not (cleared or begun.move or begun.replaces):
+        raise TransferError(
+            f"What an earlier try left of {begun.target} on system {system.name} cannot be removed."
+        )
+    return replace(begun, job=_NO_JOB)
+
+
+def _state(client: Client, job: TransferJob) -> Job | None:
+    """A job as it is; None if there is none, or the gateway knows it no more."""
+    if not job.job_id:
+        return None
+    try:
+        return client.send(jobs.get(job.system, job.job_id))
+    except NotFoundError as error:
+        log.info("Job %s of an earlier try: %s", job.job_id, error)
+        return None
 
 
 def _arrived(client: Client, system: System, begun: Copying) -> bool:
@@ -356,14 +457,19 @@ def _same_content(client: Client, system: System, one: str, other: str) -> bool:
     return found is not None and found == checksum(client, system, other)
 
 
-def _sweep(client: Client, system: System, begun: Copying, *, wait: Wait, account: str | None) -> None:
-    """Remove what a broken copy left, where nothing was before."""
+def _sweep(client: Client, system: System, begun: Copying, *, wait: Wait, account: str | None) -> bool:
+    """Remove what a broken copy left, where nothing was before.
+
+    :return: whether nothing is there
+    """
     path = begun.target
-    if begun.move or begun.replaces:
-        return
     try:
-        if look(client, system, path) is not None:
+        left = look(client, system, path) is not None
+        if left and not (begun.move or begun.replaces):
             remove(client, system, path, wait=wait, account=account)
             log.info("The broken copy %s on system %s is removed.", path, system.name)
+            left = False
     except HpcError as error:
         log.warning("The broken copy %s on system %s is still there: %s", path, system.name, error)
+        return False
+    return not left

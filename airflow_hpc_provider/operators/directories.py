@@ -319,6 +319,7 @@ class HpcCopyOperator(TransferOperator):
                 hook.resolve_path(client, system, self.source_path),
                 hook.resolve_path(client, system, self.target_path),
                 guard=hook.guard(client, system) if self.move else None,
+                wait=hook.waiting(client, system, poll_interval=self.poll_interval),
                 account=self.account or hook.settings.account,
                 move=self.move,
                 if_exists=self.if_exists,

@@ -8,18 +8,20 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow_home import StateStore, context_of
 
-from airflow_hpc_provider.client import relay
+from airflow_hpc_provider.client import copying, relay
 from airflow_hpc_provider.client.errors import (
     BadRequestError,
     InvalidInputError,
     NotFoundError,
     TransferError,
+    UnavailableError,
     WatchError,
 )
 from airflow_hpc_provider.hooks.hpc import HpcHook
@@ -327,14 +329,18 @@ def test_a_job_that_deletes_nothing_is_noticed_although_it_ends_well(connected, 
 
 def _break_command(monkeypatch, command: str) -> None:
     """Let the jobs that the gateway submits for commands run another one."""
+    _change_command(monkeypatch, lambda _: command)
+
+
+def _change_command(monkeypatch, change: Callable[[str], str]) -> None:
     from airflow_hpc_provider.devgateway import transfer
 
     real = transfer._command
 
-    def broken(call: Any, name: str, _: str, *rest: Any, **options: Any) -> Any:
-        return real(call, name, command, *rest, **options)
+    def changed(call: Any, name: str, command: str, *rest: Any, **options: Any) -> Any:
+        return real(call, name, change(command), *rest, **options)
 
-    monkeypatch.setattr(transfer, "_command", broken)
+    monkeypatch.setattr(transfer, "_command", changed)
 
 
 def test_an_answer_that_is_lost_leaves_it_deleted(connected, there):
@@ -527,6 +533,146 @@ def test_a_retry_takes_up_the_job_of_a_try_before_it(connected, there, monkeypat
     assert copy(there / "a", there / "b", context)["size"] == 1
     assert asked(connected, "transfer_cp") == before
     assert store == {}
+
+
+class Dying:
+    """A worker that is killed when its copy's job has done this much: nothing is cleaned up.
+
+    :param until: waited for before it dies
+    """
+
+    def __init__(self, monkeypatch: Any, until: Path) -> None:
+        self.jobs: list[str] = []
+        self._patch = monkeypatch
+        self._until = until
+
+    def run(self, operator: HpcCopyOperator, context: Any) -> None:
+        def waiting(*_: Any, **__: Any) -> Any:
+            def wait(job_id: str) -> Any:
+                self.jobs.append(job_id)
+                end = time.monotonic() + 10
+                while not self._until.exists() and time.monotonic() < end:
+                    time.sleep(0.02)
+                raise SystemExit
+
+            return wait
+
+        with self._patch.context() as patched:
+            patched.setattr(HpcHook, "waiting", waiting)
+            with pytest.raises(SystemExit):
+                _leaving(operator).execute(context)
+
+
+def same_trees(one: Path, other: Path) -> bool:
+    def seen(folder: Path) -> dict[str, bytes | None]:
+        return {
+            str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+            for path in folder.rglob("*")
+        }
+
+    return seen(one) == seen(other)
+
+
+@pytest.mark.parametrize("fate", ["failed", "forgotten", "running"])
+def test_a_directory_copy_is_tried_again_without_nesting(connected, there, monkeypatch, fate):
+    """A worker is killed in mid-copy, and its job fails, is forgotten, or goes on."""
+    fill(there, "tree/a", "tree/deep/b")
+    context = context_of(store=Store())
+    rest = "sleep 1; cp -r {0}/tree/. {0}/new; rm {0}/new/half" if fate == "running" else "sleep 60"
+    with monkeypatch.context() as patched:
+        _break_command(patched, f"mkdir {there}/new; touch {there}/new/half; {rest}".format(there))
+        dying = Dying(monkeypatch, there / "new/half")
+        dying.run(copier(there / "tree", there / "new"), context)
+    if fate != "running":
+        connected.scheduler.cancel(dying.jobs[0])
+    if fate == "forgotten":
+        connected.faults.vanish(dying.jobs[0])
+    before = asked(connected, "transfer_cp")
+    assert copy(there / "tree", there / "new", context)["target_path"] == f"{there}/new"
+    assert same_trees(there / "tree", there / "new")
+    assert asked(connected, "transfer_cp") - before == (0 if fate == "running" else 1)
+    assert context["task_state_store"] == {}
+
+
+def test_a_cleared_copy_ends_the_job_of_the_run_before_it(connected, there, monkeypatch):
+    fill(there, "tree/a")
+    store = Store()
+    with monkeypatch.context() as patched:
+        _break_command(patched, f"mkdir {there}/new; touch {there}/new/half; sleep 60")
+        dying = Dying(monkeypatch, there / "new/half")
+        dying.run(copier(there / "tree", there / "new"), context_of(store=store))
+    copy(there / "tree", there / "new", context_of(store=store, max_tries=3))
+    assert same_trees(there / "tree", there / "new")
+    assert connected.scheduler.records(dying.jobs[0])[0].state.startswith("CANCELLED")
+
+
+@pytest.mark.parametrize("move", [False, True])
+def test_a_job_whose_submission_was_answered_with_an_error_is_taken_up(connected, there, monkeypatch, move):
+    fill(there, "tree/a")
+    operation = "transfer_mv" if move else "transfer_cp"
+    _change_command(monkeypatch, lambda command: f"sleep 1; {command}")
+    before = asked(connected, operation)
+    connected.faults.lose_answer(on=operation, status=500)
+    assert copy(there / "tree", there / "new", move=move)["target_path"] == f"{there}/new"
+    assert [path.name for path in (there / "new").iterdir()] == ["a"]
+    assert asked(connected, operation) - before == 1
+
+
+def test_a_job_that_was_never_submitted_is_submitted_by_the_retry(connected, there, monkeypatch):
+    monkeypatch.setattr(copying, "_LOOK_AGAIN", 0.0)
+    fill(there, "tree/a")
+    (there / "into").mkdir()
+    context = context_of(store=Store())
+    connected.faults.respond(500, on="transfer_cp")
+    with pytest.raises(UnavailableError) as lost:
+        copy(there / "tree", there / "into", context)
+    assert lost.value.transient
+    fill(there, "into/tree/half")
+    copy(there / "tree", there / "into", context)
+    assert same_trees(there / "tree", there / "into/tree")
+    assert context["task_state_store"] == {}
+
+
+def test_a_job_that_does_not_tell_what_it_copies_is_waited_for(connected, there, monkeypatch, submitted):
+    fill(there, "tree/a")
+    _change_command(monkeypatch, lambda command: f"sleep 1; {command}")
+    connected.faults.lose_answer(on="transfer_cp", status=500)
+    connected.faults.respond(501, on="metadata")
+    context = context_of(store=Store())
+    with pytest.raises(TransferError, match=r"may be the one that copies .*: try again when") as dim:
+        copy(there / "tree", there / "new", context)
+    assert dim.value.transient
+    copy(there / "tree", there / "new", context)
+    assert same_trees(there / "tree", there / "new")
+
+
+def test_a_directory_that_was_moved_in_part_is_left_as_it_is(connected, there, monkeypatch):
+    fill(there, "tree/a", "tree/b")
+    context = context_of(store=Store())
+    with monkeypatch.context() as patched:
+        _break_command(patched, f"mkdir {there}/new; mv {there}/tree/a {there}/new; sleep 60")
+        dying = Dying(monkeypatch, there / "new/a")
+        dying.run(copier(there / "tree", there / "new", move=True), context)
+    connected.scheduler.cancel(dying.jobs[0])
+    with pytest.raises(TransferError, match="both are there, and either may miss something") as broken:
+        copy(there / "tree", there / "new", context, move=True)
+    assert not broken.value.transient
+    assert sorted(str(path.relative_to(there)) for path in there.rglob("[ab]")) == ["new/a", "tree/b"]
+
+
+def test_a_file_that_was_replaced_in_part_is_no_reason_to_leave_it(connected, there, monkeypatch):
+    """The half copy is newer than the source, and of the task's own making."""
+    fill(there, "a")
+    (there / "b").write_text("old")
+    os.utime(there / "b", (1, 1))
+    context = context_of(store=Store())
+    with monkeypatch.context() as patched:
+        _break_command(patched, f"echo half > {there}/b; touch {there}/half; sleep 60")
+        dying = Dying(monkeypatch, there / "half")
+        dying.run(copier(there / "a", there / "b", if_exists="newer"), context)
+    connected.scheduler.cancel(dying.jobs[0])
+    assert not copy(there / "a", there / "b", context, if_exists="newer")["skipped"]
+    assert (there / "b").read_text() == "a"
 
 
 def test_a_copy_waits_in_the_triggerer(connected, there, monkeypatch):
