@@ -276,7 +276,7 @@ class HpcCopyOperator(TransferOperator):
         from airflow_hpc_provider.client.copying import Copied
 
         if not isinstance(begun, Copied):
-            self._defer_until_over(context, begun.job, begun.to_json())
+            self._defer_until_over(context, begun.job, begun.to_json(), copy=begun)
         return self._result(begun)
 
     def execute_complete(self, context: Any, event: Any) -> JSONObject:

@@ -16,6 +16,7 @@ from airflow_hpc_provider.triggers.jobs import HpcTransferTrigger
 from airflow_hpc_provider.watch import JobWatch, Outcome, Verdict
 
 if TYPE_CHECKING:
+    from airflow_hpc_provider.client.copying import Copying
     from airflow_hpc_provider.client.jobs import Job
     from airflow_hpc_provider.client.session import Client
     from airflow_hpc_provider.client.systems import System
@@ -207,12 +208,19 @@ class TransferOperator(HpcTask):
         return ended
 
     def _defer_until_over(
-        self, context: Any, job: TransferJob, carry: JSONObject, *, upload: Begun | None = None
+        self,
+        context: Any,
+        job: TransferJob,
+        carry: JSONObject,
+        *,
+        upload: Begun | None = None,
+        copy: Copying | None = None,
     ) -> NoReturn:
         """Free the worker until a transfer job is over.
 
         :param carry: plain JSON for the method that resumes
         :param upload: what the job writes, to be removed with it when a user ends the task
+        :param copy: the same of a copy
         """
         until = deadline(context, self.execution_timeout)
         trigger = HpcTransferTrigger(
@@ -220,6 +228,7 @@ class TransferOperator(HpcTask):
             carry=carry,
             cancel_on_kill=True,
             upload=upload.to_json() if upload else None,
+            copy=copy.to_json() if copy else None,
             system=job.system,
             job_id=job.job_id,
             since=time.time(),

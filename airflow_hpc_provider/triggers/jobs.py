@@ -158,22 +158,27 @@ class HpcJobTrigger(HpcTrigger):
 class HpcTransferTrigger(HpcJobTrigger):
     """Waits for the job of a staged transfer; other parameters are those of :class:`HpcJobTrigger`.
 
-    :param upload: what the job writes on its system, as ``Begun.to_json`` tells: it is removed when the job
-        is cancelled amid it. None removes nothing
+    What the job has written is removed when it is cancelled amid it; what was there before stays.
+
+    :param upload: the upload that it is part of, as ``Begun.to_json`` tells
+    :param copy: the copy that it makes, as ``Copying.to_json`` tells
     """
 
-    def __init__(self, *, upload: JSONObject | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, upload: JSONObject | None = None, copy: JSONObject | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.upload = upload
+        self.copy = copy
 
     def serialize(self) -> tuple[str, JSONObject]:
         """Class path and plain JSON arguments."""
         path, arguments = super().serialize()
-        return path, arguments | {"upload": self.upload}
+        return path, arguments | {"upload": self.upload, "copy": self.copy}
 
     async def _cancel(self) -> bool:
         cancelled = await super()._cancel()
-        if cancelled and self.upload is not None:
+        if cancelled and (self.upload is not None or self.copy is not None):
             hook = HpcHook(self.hpc_conn_id)
             await hook.load()
             # Removing is the blocking client's: it is rare, and the connection is read already.
@@ -181,10 +186,20 @@ class HpcTransferTrigger(HpcJobTrigger):
         return cancelled
 
     def _sweep(self, hook: HpcHook) -> None:
-        from airflow_hpc_provider.client.staging import Begun, remove_unfinished
+        from airflow_hpc_provider.client import copying, staging
 
         with hook.client(policy=RetryPolicy(attempts=3)) as client:
-            remove_unfinished(client, hook.system(client, self.watch.system), Begun.from_json(self.upload))
+            system = hook.system(client, self.watch.system)
+            if self.upload is not None:
+                staging.remove_unfinished(client, system, staging.Begun.from_json(self.upload))
+            if self.copy is not None:
+                copying.remove_unfinished(
+                    client,
+                    system,
+                    copying.Copying.from_json(self.copy),
+                    wait=hook.waiting(client, system),
+                    account=hook.settings.account,
+                )
 
 
 async def _open(hpc_conn_id: str) -> AsyncClient:

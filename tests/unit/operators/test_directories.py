@@ -1,5 +1,6 @@
 """What happens on the systems: making, listing, deleting and copying, against the embedded gateway."""
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -676,8 +677,6 @@ def test_a_file_that_was_replaced_in_part_is_no_reason_to_leave_it(connected, th
 
 
 def test_a_copy_waits_in_the_triggerer(connected, there, monkeypatch):
-    import asyncio
-
     from airflow.sdk.exceptions import TaskDeferred
 
     monkeypatch.setattr("airflow_hpc_provider.operators.moving._QUIET", 0.0)
@@ -698,6 +697,30 @@ def test_a_copy_waits_in_the_triggerer(connected, there, monkeypatch):
     assert context["task_state_store"] == {}
     fill(there, "x", "y")
     assert copier(there / "x", there / "y", deferrable=True, if_exists="skip").execute(context)["skipped"]
+
+
+def deferred(operator: HpcCopyOperator, context: Any) -> Any:
+    """The trigger that a task waits with, as a triggerer makes it."""
+    from airflow.sdk.exceptions import TaskDeferred
+
+    with pytest.raises(TaskDeferred) as deferral:
+        operator.execute(context)
+    return type(deferral.value.trigger)(**json.loads(json.dumps(deferral.value.trigger.serialize()[1])))
+
+
+@pytest.mark.parametrize("target", ["new", "old"])
+def test_the_half_copy_of_a_deferred_task_goes_with_its_kill(connected, there, monkeypatch, target):
+    fill(there, "tree/a", "a", "old")
+    source = "tree" if target == "new" else "a"
+    _break_command(monkeypatch, f"mkdir {there}/new; touch {there}/new/half {there}/begun; sleep 60")
+    trigger = deferred(copier(there / source, there / target, deferrable=True), context_of(store=Store()))
+    end = time.monotonic() + 10
+    while not (there / "begun").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    asyncio.run(trigger.on_kill())
+    assert connected.scheduler.records(trigger.watch.job_id)[0].state.startswith("CANCELLED")
+    assert (there / "new").exists() is (target != "new")
+    assert (there / "old").exists()
 
 
 def test_a_kill_cancels_the_job_and_leaves_nothing(connected, there, monkeypatch):
