@@ -11,8 +11,9 @@ import logging
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 from . import files, jobs, transfers
@@ -31,7 +32,7 @@ from .errors import (
 )
 from .files import Entry, EntryKind, Stat
 from .jobs import Job
-from .paths import remote_path
+from .paths import is_inside, remote_path
 from .removal import Guard, split_removal
 from .session import Client
 from .systems import System
@@ -311,24 +312,48 @@ def _matching(
 
 
 def check_identities(client: Client, system: System, guard: Guard, directories: Iterable[str]) -> None:
-    """A link above a path gives a place that stays another name; inode and device tell.
+    """A link above a path gives what stays another name; inode and device tell.
+
+    Each place that stays, and each directory above one, is asked for once, as far as the gateway shows them.
 
     :param guard: what stays
     :param directories: what would be removed or moved
-    :raises InvalidInputError: one of them stays
+    :raises InvalidInputError: one of them stays, or is above what stays
     """
     staying: dict[tuple[int, int], str] = {}
+    seen: set[str] = set()
     for place, what in guard.places.items():
-        try:
-            stat = client.send(files.stat(system.name, place, dereference=True))
-        except (NotFoundError, AccessDeniedError, BadRequestError):
-            # It is not there, or none of the gateway's: nothing below leads to it.
-            continue
-        staying[stat.device, stat.inode] = f"{place}, {what}"
+        for identity, path in _way(client, system, place, seen):
+            label = f"{place}, {what}" if path == place else f"{path}, which leads to {place}, {what}"
+            staying.setdefault(identity, label)
     for path in directories:
         stat = client.send(files.stat(system.name, path))
         if same := staying.get((stat.device, stat.inode)):
             raise InvalidInputError("path", f"{path} is another name of {same}: it stays.")
+
+
+def _way(client: Client, system: System, place: str, seen: set[str]) -> Iterator[tuple[tuple[int, int], str]]:
+    """Device and inode of a place and of each directory on the way to it, also on that of a link.
+
+    :param seen: what has been asked for, and is not again; filled on the way
+    """
+    mounts = [mounted.path for mounted in system.file_systems] or ["/"]
+    for path in (place, *map(str, PurePosixPath(place).parents)):
+        if path in seen or not any(is_inside(path, mount) for mount in mounts):
+            continue
+        seen.add(path)
+        # What is not there, or must not be seen, leads nowhere.
+        with contextlib.suppress(NotFoundError, AccessDeniedError, BadRequestError):
+            stat = client.send(files.stat(system.name, path))
+            if not stat.is_link:
+                yield (stat.device, stat.inode), path
+                continue
+            behind = client.send(files.stat(system.name, path, dereference=True))
+            yield (behind.device, behind.inode), path
+            entries = client.send(files.listing(system.name, path))
+            if len(entries) == 1 and (target := entries[0].link_target) is not None:
+                leads = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+                yield from _way(client, system, leads, seen)
 
 
 def remove(

@@ -303,6 +303,63 @@ def test_a_link_above_gives_home_no_other_name(connected, there):
     assert (connected.home / "precious").exists()
 
 
+@pytest.fixture
+def deep(connected, there, monkeypatch) -> Path:
+    """The connection's working directory, far below what the gateway shows."""
+    place = there / "airflow" / "deep" / "work"
+    place.mkdir(parents=True)
+    (place / "precious").touch()
+    connection = connected.connection(working_dir=str(place))
+    monkeypatch.setenv("AIRFLOW_CONN_HPC_DEFAULT", json.dumps(connection))
+    return place
+
+
+@pytest.mark.parametrize("above", ["airflow", "airflow/deep", "airflow/deep/work"])
+@pytest.mark.parametrize("act", ["delete", "glob", "move"])
+def test_what_is_above_the_working_directory_has_no_other_name_either(connected, there, deep, above, act):
+    (there / "link").symlink_to(there)
+    path = f"{there}/link/{above}"
+    acts = {
+        "delete": lambda: delete(path),
+        "glob": lambda: delete(f"{path[:-1]}*", allow_glob=True),
+        "move": lambda: copy(path, f"{there}/stolen", move=True),
+    }
+    before = asked(connected, "rm", "transfer_mv")
+    with pytest.raises(InvalidInputError, match=r"is another name of .*: it stays"):
+        acts[act]()
+    assert (deep / "precious").exists()
+    assert asked(connected, "rm", "transfer_mv") == before
+
+
+@pytest.mark.parametrize("link", ["work", "way/work"])
+def test_a_working_directory_that_a_link_leads_to_stays_with_what_is_above(
+    connected, there, deep, monkeypatch, link
+):
+    (there / "way").symlink_to(deep.parent)
+    (there / "work").symlink_to("way/work")
+    connection = connected.connection(working_dir=f"{there}/{link}")
+    monkeypatch.setenv("AIRFLOW_CONN_HPC_DEFAULT", json.dumps(connection))
+    for path in (deep, *list(deep.parents)[:2]):
+        with pytest.raises(InvalidInputError, match=r"is another name of|is above"):
+            delete(str(path))
+    # The link itself is none of the directories on the way.
+    fill(there, "other/x")
+    assert delete(f"{there}/other") == [f"{there}/other"]
+    assert (deep / "precious").exists()
+
+
+def test_the_way_to_what_stays_is_asked_for_once(connected, there, deep):
+    fill(there, "sub/x", "file")
+    before = asked(connected, "stat", "ls")
+    delete(f"{there}/file")
+    assert asked(connected, "stat", "ls") - before == 1
+    before = asked(connected, "stat", "ls")
+    delete(f"{there}/sub")
+    # The working directory and all above it, the other file system and the user's directory on each.
+    way = deep.relative_to(connected.root).parts
+    assert asked(connected, "stat", "ls") - before == 2 + len(way) + 3
+
+
 def test_one_path_that_stays_keeps_all_others(connected, there):
     fill(there, "a")
     with pytest.raises(InvalidInputError):
