@@ -8,23 +8,32 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from . import files
-from .arrival import leaves
-from .checkpoint import Keeper
+from .arrival import Side, identity, leaves, verify
+from .calls import JSONObject
+from .checkpoint import Journal, Keeper
 from .copying import Copied, movable, resolve_target, skipped
-from .errors import InvalidInputError, TransferError
+from .errors import (
+    AccessDeniedError,
+    BadRequestError,
+    InvalidInputError,
+    RejectedError,
+    TransferError,
+    UnsupportedError,
+)
 from .files import Stat
+from .moving import Pace
 from .paths import remote_path
 from .places import BytesSource, Source
 from .ranged import StagedFile, same_file
-from .remote import checksum, remove
+from .remote import checksum, look, remove
 from .removal import Guard
 from .session import Client
 from .staging import upload_file
 from .systems import System
-from .terms import Abandon, Terms, Wait
+from .terms import Abandon, IfExists, Terms, Verify, Wait
 
 __all__ = ["Ahead", "End", "RemoteSource", "relay"]
 
@@ -178,37 +187,139 @@ def relay(
     :param target: absolute path of the copy; or of a directory to copy into: one that is there, or with a
         slash at its end
     :param guard: what is never moved away; needed to move
-    :param move: remove the source once its copy is verified
-    :param terms: how the file is uploaded
-    :param keeper: see :func:`~.staging.upload_file`
+    :param move: remove the source once both sides have the sha256 of what passed through here; with
+        ``verify="never"`` once the sizes are the same
+    :param terms: how the file is uploaded, and what is compared
+    :param keeper: where it is written down, so that a retry goes on with it
     :param abandon: see :func:`~.staging.upload_file`
     :raises NotFoundError: there is no source, or no directory for the copy
     :raises InvalidInputError: it is a directory
-    :raises TransferError: it did not arrive
+    :raises TransferError: it did not arrive; or, of what was to be moved, cannot be verified, or changed
+        meanwhile: then the source stays
     """
     terms = terms or Terms(preserve_mode=True)
     source = movable(guard, source) if move else remote_path(source, "source")
-    stat = origin.client.send(files.stat(origin.system.name, source, dereference=True))
+    journal = Journal(keeper, f"relay {origin.system.name} {source} {goal.system.name} {target}")
+    earlier = _Relayed.of(journal)
+    stat = look(origin.client, origin.system, source, dereference=True)
+    if stat is None and earlier is not None and earlier.sha256 is not None:
+        log.info("%s was moved to %s by an earlier try.", source, earlier.target)
+        done = earlier
+        _compare(goal, done.target, done, "auto", abandon)
+    else:
+        found = _begin(origin, source, goal, target, stat=stat, if_exists=terms.if_exists, earlier=earlier)
+        if isinstance(found, Copied):
+            return found
+        stat, path = found
+        done = _Relayed(target=path, seen=identity(stat), size=stat.size)
+        journal.save(done.to_json())
+        done = _pass_on(
+            origin, source, stat, goal, done, move=move, terms=terms, keeper=keeper, abandon=abandon
+        )
+    if move and stat is not None:
+        now = look(origin.client, origin.system, source, dereference=True)
+        if now is not None and not done.is_of(now):
+            raise _changed(origin, source, goal, done.target)
+        # From here on a retry must not need the source.
+        journal.save(done.to_json())
+        remove(origin.client, origin.system, source, wait=origin.wait, account=origin.account)
+    journal.forget(0)
+    return Copied(
+        source=source,
+        target=done.target,
+        source_system=origin.system.name,
+        target_system=goal.system.name,
+        size=done.size,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Relayed:
+    """A copy as it is written down.
+
+    :param target: absolute path that it has, or will have
+    :param seen: inode, size and time of the source
+    :param size: bytes
+    :param sha256: digest of what was copied and compared; None before that
+    """
+
+    target: str
+    seen: tuple[int, int, int]
+    size: int
+    sha256: str | None = None
+
+    def to_json(self) -> JSONObject:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, journal: Journal) -> _Relayed | None:
+        """What an earlier try of the same task has written down."""
+        about, _ = journal.load()
+        try:
+            return cls(**about | {"seen": tuple(about["seen"])}) if about else None
+        except (TypeError, KeyError):
+            return None
+
+    def is_of(self, stat: Stat) -> bool:
+        """It is the copy of what looks so."""
+        return identity(stat) == self.seen
+
+
+def _begin(
+    origin: End,
+    source: str,
+    goal: End,
+    target: str,
+    *,
+    stat: Stat | None,
+    if_exists: IfExists,
+    earlier: _Relayed | None,
+) -> Copied | tuple[Stat, str]:
+    """How the source looks, and the path that its copy gets; or what is there already, and stays."""
+    if stat is None:
+        # The gateway's own words for it.
+        stat = origin.client.send(files.stat(origin.system.name, source, dereference=True))
     if stat.is_directory:
         raise InvalidInputError(
             "source",
             f"{source} on system {origin.system.name} is a directory; between systems single files are "
             "copied: pack it into an archive.",
         )
+    if earlier is not None:
+        # What was decided then is not asked again: what lies there now may be half a copy.
+        return stat, earlier.target
     path, there = resolve_target(goal.client, goal.system, target, posixpath.basename(source))
     where = f"{path} on system {goal.system.name}"
     if there is not None and _looks_same(there, stat):
         raise InvalidInputError(
             "target", f"{where} is {source} on system {origin.system.name} itself: both share a file system."
         )
-    if there is not None and terms.if_exists == "verify":
-        if there.size == stat.size and _same_content(origin, source, goal, path):
-            log.info("%s has the same content: skipped.", where)
-            return skipped(origin.system.name, source, goal.system.name, path, there)
-    elif there is not None and leaves(
-        terms.if_exists, where, there.modified, float(stat.modified), lambda: False
+    if there is None or not leaves(
+        if_exists,
+        where,
+        there.modified,
+        float(stat.modified),
+        lambda: there.size == stat.size and _same_content(origin, source, goal, path),
     ):
-        return skipped(origin.system.name, source, goal.system.name, path, there)
+        return stat, path
+    return skipped(origin.system.name, source, goal.system.name, path, there)
+
+
+def _pass_on(
+    origin: End,
+    source: str,
+    stat: Stat,
+    goal: End,
+    begun: _Relayed,
+    *,
+    move: bool,
+    terms: Terms,
+    keeper: Keeper | None,
+    abandon: Abandon,
+) -> _Relayed:
+    """Copy, and compare both sides with what passed through here."""
+    strict = terms.verify == "always" or (move and terms.verify != "never")
+    path = begun.target
     moved = upload_file(
         goal.client,
         goal.system,
@@ -216,27 +327,55 @@ def relay(
         path,
         wait=goal.wait,
         account=goal.account,
-        terms=replace(terms, if_exists="overwrite"),
+        # An upload of few bytes fails where only a job can tell their sha256.
+        terms=replace(terms, if_exists="overwrite", verify="auto" if strict else terms.verify),
         keeper=keeper,
         abandon=abandon,
     )
-    if moved.sha256 and (terms.verify == "always" or (terms.verify == "auto" and moved.staged)):
-        here = checksum(origin.client, origin.system, source)
-        if here is None:
-            log.warning("%s: its sha256 on system %s cannot be had.", source, origin.system.name)
-        elif here != moved.sha256:
-            remove(goal.client, goal.system, path, wait=goal.wait, account=goal.account)
-            raise TransferError(
-                f"{source} on system {origin.system.name} has sha256 {here}, what was copied {moved.sha256}."
-            )
-    if move:
-        remove(origin.client, origin.system, source, wait=origin.wait, account=origin.account)
-    return Copied(
-        source=source,
-        target=path,
-        source_system=origin.system.name,
-        target_system=goal.system.name,
-        size=moved.size,
+    done = replace(begun, sha256=moved.sha256)
+    try:
+        if strict and moved.verified != "sha256":
+            _compare(goal, path, done, "always", abandon)
+        if strict or (moved.staged and terms.verify == "auto"):
+            _compare(origin, source, done, "always" if strict else "auto", abandon)
+    except TransferError as error:
+        now = look(origin.client, origin.system, source, dereference=True)
+        if move and now is not None and not done.is_of(now):
+            raise _changed(origin, source, goal, path) from error
+        remove(goal.client, goal.system, path, wait=goal.wait, account=goal.account)
+        raise
+    return done
+
+
+def _compare(end: End, path: str, done: _Relayed, want: Verify, abandon: Abandon) -> None:
+    """Compare size and sha256 of one side with what passed through here.
+
+    :raises TransferError: they differ, or cannot be had although they must
+    """
+    side = Side(
+        client=end.client,
+        system=end.system,
+        account=end.account,
+        terms=Terms(verify=want),
+        keeper=None,
+        abandon=abandon,
+        pace=Pace(),
+    )
+    try:
+        verify(side, path, done.size, done.sha256 or "", wait=end.wait, staged=True)
+    except (AccessDeniedError, BadRequestError, RejectedError, UnsupportedError) as error:
+        raise TransferError(
+            f"The sha256 of {path} on system {end.system.name} cannot be had, so nobody knows whether the "
+            f"copy is good; verify='never' does without. {error}",
+            transient=False,
+        ) from error
+
+
+def _changed(origin: End, source: str, goal: End, path: str) -> TransferError:
+    return TransferError(
+        f"{source} on system {origin.system.name} changed while it was moved to {path} on system "
+        f"{goal.system.name}: it stays, and so does the copy of what it was. Clear the task to move it anew.",
+        transient=False,
     )
 
 

@@ -205,13 +205,15 @@ class HpcCopyOperator(TransferOperator):
         connection
     :param target_path: absolute path of the copy, or of a directory to copy into: one that is there, or with
         ``/`` at its end
-    :param move: remove the source once its copy is there
+    :param move: remove the source once its copy is there; between systems only if both sides have the same
+        sha256, unless ``verify`` is ``never``, and if it has not changed meanwhile
     :param target_system: system of the target. Default: that of the source; with ``target_conn_id`` that
         connection's
     :param target_conn_id: id of the connection of the target. Default: ``hpc_conn_id``
     :param if_exists: what to do with a file that is there already, see
         :class:`~airflow_hpc_provider.operators.files.HpcUploadOperator`. A directory is never replaced
-    :param verify: compare the sha256 of both sides of a copy between systems: ``auto``, ``always``, ``never``
+    :param verify: compare the sha256 of both sides of a copy between systems: ``auto`` of large files, if
+        the gateway can tell it in time; ``always``, by a job if need be; ``never``
     :param preserve_mode: give a copy on another system the permissions of the original
     :param account: account for the jobs. Default: that of each connection
     :param deferrable: on one system, wait for the job in the triggerer, without holding a worker.

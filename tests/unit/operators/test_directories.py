@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from airflow_home import StateStore, context_of
 
-from airflow_hpc_provider.client import copying, relay
+from airflow_hpc_provider.client import copying, relay, remote
 from airflow_hpc_provider.client.errors import (
     BadRequestError,
     InvalidInputError,
@@ -913,6 +913,115 @@ def test_a_copy_that_is_not_what_the_source_has_is_removed(two):
         copy("{working_dir}/x", "{working_dir}/y", target_conn_id="elsewhere", move=True)
     assert (here.home / "x").exists()
     assert not (elsewhere.home / "y").exists()
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+@pytest.mark.parametrize("moment", ["amid", "at the end"])
+def test_a_source_that_changes_amid_a_move_stays_and_so_does_its_copy(two, monkeypatch, size, moment):
+    here, elsewhere = two
+    source, content = here.home / "x", os.urandom(size)
+    source.write_bytes(content)
+    what = "upload_file" if moment == "amid" else "_compare"
+    real = getattr(relay, what)
+
+    def changing(*arguments: Any, **options: Any) -> Any:
+        """Somebody writes to the source when all of it has been read."""
+        done = real(*arguments, **options)
+        source.write_bytes(content[:-1])
+        return done
+
+    monkeypatch.setattr(relay, what, changing)
+    with pytest.raises(TransferError, match=r"changed while it was moved to .*: it stays") as changed:
+        copy("{working_dir}/x", "{working_dir}/y", target_conn_id="elsewhere", move=True)
+    assert not changed.value.transient
+    assert source.read_bytes() == content[:-1]
+    assert (elsewhere.home / "y").read_bytes() == content
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+@pytest.mark.parametrize("side", ["here", "there"])
+def test_a_move_compares_the_sha256_of_both_sides(two, size, side):
+    here, elsewhere = two
+    (here.home / "x").write_bytes(os.urandom(size))
+    body = {"output": {"algorithm": "SHA256", "checksum": "0" * 64}}
+    (here if side == "here" else elsewhere).faults.respond(200, body, on="checksum", times=None)
+    with pytest.raises(TransferError, match="has sha256 0000"):
+        copy("{working_dir}/x", "{working_dir}/y", target_conn_id="elsewhere", move=True)
+    assert (here.home / "x").exists()
+    assert not (elsewhere.home / "y").exists()
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+@pytest.mark.parametrize("options", [{"move": True}, {"verify": "always"}])
+def test_a_sha256_that_the_gateway_cannot_tell_is_computed_by_a_job(two, size, options):
+    here, elsewhere = two
+    (here.home / "a b").write_bytes(os.urandom(size))
+    for gateway in two:
+        gateway.faults.respond(408, on="checksum", times=None)
+    if size > KIB:
+        (here.home / "a b").rename(here.home / "ab")
+    source = "{working_dir}/ab" if size > KIB else "{working_dir}/a b"
+    copy(source, "{working_dir}/y", target_conn_id="elsewhere", **options)
+    assert (elsewhere.home / "y").stat().st_size == size
+    assert asked(here, "submit") == asked(elsewhere, "submit") == 1
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+@pytest.mark.parametrize("options", [{"move": True}, {"verify": "always"}])
+def test_without_a_sha256_it_fails_and_the_source_stays(two, size, options):
+    here, _ = two
+    (here.home / "x").write_bytes(os.urandom(size))
+    here.faults.respond(408, on="checksum", times=None)
+    refusal = "sbatch: error: Batch job submission failed: Invalid account"
+    here.faults.respond(500, {"errorType": "error", "message": refusal}, on="submit", times=None)
+    with pytest.raises(TransferError, match=r"The sha256 of .*/x on system here cannot be had"):
+        copy("{working_dir}/x", "{working_dir}/y", target_conn_id="elsewhere", **options)
+    assert (here.home / "x").exists()
+    copy("{working_dir}/x", "{working_dir}/y", target_conn_id="elsewhere", **options | {"verify": "never"})
+    assert (here.home / "x").exists() is not options.get("move", False)
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_a_move_whose_source_is_gone_is_finished_by_the_retry(two, monkeypatch, size):
+    here, elsewhere = two
+    content = os.urandom(size)
+    (here.home / "x").write_bytes(content)
+    context = context_of(store=Store())
+
+    def last(*arguments: Any, **options: Any) -> Any:
+        remote.remove(*arguments, **options)
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(relay, "remove", last)
+        with pytest.raises(SystemExit):
+            copy("{working_dir}/x", "{working_dir}/", context, target_conn_id="elsewhere", move=True)
+    assert not (here.home / "x").exists()
+    result = copy("{working_dir}/x", "{working_dir}/", context, target_conn_id="elsewhere", move=True)
+    assert (result["target_path"], result["size"], result["moved"]) == (f"{elsewhere.home}/x", size, True)
+    assert (elsewhere.home / "x").read_bytes() == content
+    with pytest.raises(NotFoundError):
+        copy("{working_dir}/x", "{working_dir}/", context, target_conn_id="elsewhere", move=True)
+
+
+@pytest.mark.parametrize("if_exists", ["skip", "newer", "fail"])
+def test_a_retry_does_not_take_its_own_half_copy_for_the_users(two, monkeypatch, if_exists):
+    here, elsewhere = two
+    fill(here.home, "x")
+    os.utime(here.home / "x", (1e9, 1e9))
+    context = context_of(store=Store())
+    options = {"target_conn_id": "elsewhere", "if_exists": if_exists}
+
+    def half(*_: Any, **__: Any) -> Any:
+        (elsewhere.home / "y").write_text("half")
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(relay, "upload_file", half)
+        with pytest.raises(SystemExit):
+            copy("{working_dir}/x", "{working_dir}/y", context, **options)
+    assert not copy("{working_dir}/x", "{working_dir}/y", context, **options)["skipped"]
+    assert (elsewhere.home / "y").read_text() == "x"
 
 
 def test_a_storage_that_hangs_up_is_asked_again(two):
