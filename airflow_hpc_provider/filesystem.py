@@ -460,23 +460,20 @@ class HpcFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
             super().get_file(rpath, lpath, callback=callback, outfile=outfile, **kwargs)
             return
         place, target = locate(rpath), Path(lpath)
-        info = self.info(rpath)
-        if info["type"] == "directory":
-            if info["islink"]:
+        stat = self._stat(place)
+        if stat.is_directory:
+            if self._stat(place, dereference=False).is_link:
                 raise _linked(rpath)
             target.mkdir(parents=True, exist_ok=True)
             return
-        if info["type"] != "file":
+        if not stat.is_file:
             raise OSError(errno.EINVAL, "is no regular file", rpath)
-        callback.set_size(info["size"])
+        callback.set_size(stat.size)
         target.parent.mkdir(parents=True, exist_ok=True)
-        system = self._system(place)
         with self.translated(rpath):
-            if info["size"] > system.max_direct_download_bytes:
-                _stage_out(self._session, system, place.path, target, self._wait(system))
-            else:
-                target.write_bytes(self._load(place))
-        callback.relative_update(info["size"])
+            system = self._system(place)
+            _bring(self._session, system, place.path, target, self._wait(system), stat=stat)
+        callback.relative_update(stat.size)
 
     def put_file(
         self, lpath: Any, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **kwargs: Any
@@ -835,7 +832,11 @@ def _stage_in(session: _Session, system: System, source: Path, target: str, wait
     )
 
 
-def _stage_out(session: _Session, system: System, source: str, target: Path, wait: Wait) -> None:
-    staging.download_file(
-        session.client, system, source, target, wait=wait, account=session.hook.settings.account
-    )
+def _bring(session: _Session, system: System, source: str, target: Path, wait: Wait, *, stat: Stat) -> None:
+    """Copy a file to this machine, where it appears when it is complete."""
+    client, account = session.client, session.hook.settings.account
+    begun = staging.begin_download(client, system, source, target, stat=stat, account=account)
+    if isinstance(begun, staging.Begun):
+        with given_up(client, begun.job, lambda _: True):
+            ended = wait(begun.job.job_id)
+        staging.finish_download(client, system, begun, ended, target, wait=wait, account=account)

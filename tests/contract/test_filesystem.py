@@ -1,6 +1,7 @@
 """The file system ``hpc`` against the embedded gateway, and fsspec's own abstract suite."""
 
 import csv
+import errno
 import itertools
 import json
 import logging
@@ -572,6 +573,44 @@ def test_large_files_are_staged_both_ways(fs, home, tmp_path, asked):
     assert (tmp_path / "new" / "b").read_bytes() == wanted
     done = asked()
     assert (done.count("transfer_upload"), done.count("transfer_download")) == (1, 1)
+
+
+@pytest.mark.parametrize("size", [100, len(LARGE)])
+def test_a_file_that_is_fetched_appears_whole_or_not_at_all(fs, home, tmp_path, monkeypatch, size):
+    """The disk of this machine is full after half of it."""
+    (home / "a").write_bytes(LARGE[:size])
+    target = tmp_path / "b"
+    target.write_bytes(b"old")
+
+    def full(_, data, *__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            fs.get_file(f"{home}/a", target)
+    assert (names_in(tmp_path), target.read_bytes()) == (["b"], b"old")
+    fs.get_file(f"{home}/a", target)
+    assert (names_in(tmp_path), target.read_bytes()) == (["b"], LARGE[:size])
+
+
+def test_a_small_file_that_changed_before_it_came_is_an_error(fs, home, tmp_path, monkeypatch, asked):
+    (home / "a").write_bytes(b"12345")
+    look = fs._stat
+
+    def written_to(place, **options):
+        stat = look(place, **options)
+        (home / "a").write_bytes(b"1234")
+        return stat
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fs, "_stat", written_to)
+        with pytest.raises(OSError, match="5 bytes, here it has 4"):
+            fs.get_file(f"{home}/a", tmp_path / "a")
+    assert names_in(tmp_path) == []
+    asked()
+    fs.get_file(f"{home}/a", tmp_path / "a")
+    assert asked() == ["stat", "download"]
 
 
 # --- copying and moving ---
