@@ -223,7 +223,7 @@ def relay(
         # From here on a retry must not need the source.
         journal.save(done.to_json())
         remove(origin.client, origin.system, source, wait=origin.wait, account=origin.account)
-    journal.forget(0)
+    journal.forget()
     return Copied(
         source=source,
         target=done.target,
