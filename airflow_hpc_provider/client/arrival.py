@@ -52,6 +52,7 @@ __all__ = [
     "remove_logs",
     "remove_written",
     "sweep",
+    "until_over",
     "verify",
     "wrote",
 ]
@@ -355,6 +356,23 @@ def sweep(side: Side, begun: Begun) -> None:
         log.warning("What is left of %s on system %s could not be removed: %s", landing, system.name, error)
 
 
+def until_over(client: Client, job: TransferJob) -> Job | None:
+    """Wait a moment for the end of a job that was cancelled, which may write until then.
+
+    :param client: an open client
+    :param job: the job
+    :return: as it was seen last; None if it never was
+    """
+    until, seen = time.monotonic() + _DIES_WITHIN, None
+    with contextlib.suppress(HpcError):
+        while not (seen := client.send(jobs.get(job.system, job.job_id))).state.final:
+            if time.monotonic() > until:
+                log.info("Job %s still ends.", job.job_id)
+                break
+            time.sleep(_LOOK_AGAIN)
+    return seen
+
+
 def remove_written(side: Side, begun: Begun) -> None:
     """Remove what the job of an upload has written that is cancelled or broken; what was there before stays.
 
@@ -362,13 +380,7 @@ def remove_written(side: Side, begun: Begun) -> None:
 
     :param begun: the upload
     """
-    until, job = time.monotonic() + _DIES_WITHIN, None
-    with contextlib.suppress(HpcError):
-        while (job := side.job_state(begun.job)) is not None and not job.state.final:
-            if time.monotonic() > until:
-                log.info("Job %s still ends.", begun.job.job_id)
-                break
-            time.sleep(_LOOK_AGAIN)
+    job = until_over(side.client, begun.job)
     if begun.landing is None and job is not None and job.state.succeeded:
         return
     sweep(side, begun)

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import files, jobs, transfers
-from .arrival import cancel_transfer, given_up, leaves
+from .arrival import cancel_transfer, given_up, leaves, until_over
 from .calls import JSONObject
 from .checkpoint import Journal, Keeper
 from .errors import HpcError, InvalidInputError, NotFoundError, TransferError, UnsupportedError
 from .files import Stat
 from .jobs import Job
 from .paths import is_inside, remote_path
-from .remote import check_identities, checksum, complaint, failed, look, remove, until_over
+from .remote import check_identities, checksum, complaint, failed, look, remove
 from .removal import Guard
 from .session import Client
 from .systems import System

@@ -10,13 +10,12 @@ import contextlib
 import logging
 import posixpath
 import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from . import files, jobs, transfers
+from . import files, transfers
 from .arrival import check_transfer_job, given_up
 from .calls import Call, JSONObject
 from .choices import Choice
@@ -50,7 +49,6 @@ __all__ = [
     "look",
     "make_directory",
     "remove",
-    "until_over",
 ]
 
 log = logging.getLogger(__name__)
@@ -61,8 +59,6 @@ KINDS = {"file": EntryKind.FILE, "directory": EntryKind.DIRECTORY, "link": Entry
 _NAMES = {kind: name for name, kind in KINDS.items()}
 # So many links in a row are followed, as Linux does.
 _LINKS = 40
-# A job that was cancelled may write for so many seconds more.
-_DIES_WITHIN = 5.0
 # Words of a command that will fail again in the same way.
 _FINAL = re.compile(
     r"no such file|permission denied|not permitted|not a directory|is a directory|omitting directory"
@@ -386,21 +382,6 @@ def remove(
 
 
 # --- jobs that carry out a command ---
-
-
-def until_over(client: Client, job: TransferJob) -> None:
-    """Wait a few seconds for the end of a job that was cancelled, which may write until then.
-
-    :param client: an open client
-    :param job: the job
-    """
-    until = time.monotonic() + _DIES_WITHIN
-    with contextlib.suppress(HpcError):
-        while not client.send(jobs.get(job.system, job.job_id)).state.final:
-            if time.monotonic() > until:
-                log.info("Job %s still ends.", job.job_id)
-                break
-            time.sleep(0.5)
 
 
 def complaint(client: Client, job: TransferJob, ended: Job, done: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_hpc_provider.client.calls import JSONObject
@@ -289,19 +290,15 @@ class HpcCopyOperator(TransferOperator):
         begun = copying.Copying.from_json(carry)
         hook = self.hook
         with self._while_moving(context) as kept, hook.client() as client:
-            ended = self._resumed(client, verdict, begun.job, kept)
             system = hook.system(client, self.system)
-            return self._result(
-                copying.finish_copy(
-                    client,
-                    system,
-                    begun,
-                    ended,
-                    wait=hook.waiting(client, system, poll_interval=self.poll_interval),
-                    account=self.account or hook.settings.account,
-                    keeper=kept["keeper"],
-                )
+            wait = hook.waiting(client, system, poll_interval=self.poll_interval)
+            account = self.account or hook.settings.account
+            clean = partial(copying.remove_unfinished, client, system, begun, wait=wait, account=account)
+            ended = self._resumed(client, verdict, begun.job, kept, clean)
+            copied = copying.finish_copy(
+                client, system, begun, ended, wait=wait, account=account, keeper=kept["keeper"]
             )
+            return self._result(copied)
 
     @property
     def _stays(self) -> bool:

@@ -246,7 +246,7 @@ class TransferOperator(HpcTask):
         verdict: Verdict,
         job: TransferJob,
         kept: JSONObject,
-        clean: Callable[[], None] = lambda: None,
+        clean: Callable[[], object] = lambda: None,
     ) -> Job:
         """The last record of a job that a trigger waited for.
 
