@@ -149,8 +149,10 @@ def cancel_intended(side: Side, what: Literal["upload", "download"], about: JSON
 
     :param about: a record with an intent
     """
-    log.info("An earlier try ended amid the start of a transfer job, which is looked for.")
-    transfers.cancel_orphan(side.client, side.system.name, what, about["path"], about["at"])
+    path, at = about.get("path"), about.get("at")
+    if isinstance(path, str) and isinstance(at, int | float):
+        log.info("An earlier try ended amid the start of a transfer job, which is looked for.")
+        transfers.cancel_orphan(side.client, side.system.name, what, path, at)
 
 
 @contextlib.contextmanager

@@ -204,7 +204,11 @@ def test_what_cannot_be_gone_on_with_starts_over_and_is_cleaned_up(
     assert len(keeper.keys) == 1
 
 
-@pytest.mark.parametrize("garbled", [[], {"about": {"phase": "parts", "begun": 1}}], ids=["list", "no job"])
+@pytest.mark.parametrize(
+    "garbled",
+    [[], {"about": {"phase": "parts", "begun": 1}}, {"about": {"phase": "intent"}}],
+    ids=["list", "no job", "no path"],
+)
 def test_a_garbled_record_is_no_hindrance(gateway, client, system, source, target, keeper, wait, garbled):
     break_off(gateway, client, system, source, target, keeper, after=2)
     keeper.set(min(keeper.keys, key=len), garbled and {"generation": "1", **garbled})
