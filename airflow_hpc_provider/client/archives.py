@@ -43,12 +43,14 @@ class Item:
     :param path: where it is on this machine
     :param info: its status
     :param link: where a symbolic link leads to
+    :param mode: permissions that the copy is to get; None for its own
     """
 
     name: str
     path: Path
     info: os.stat_result
     link: str | None = None
+    mode: int | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -56,15 +58,24 @@ class Item:
         return self.link is None and modes.S_ISDIR(self.info.st_mode)
 
     @property
+    def is_file(self) -> bool:
+        """It is a regular file."""
+        return self.link is None and modes.S_ISREG(self.info.st_mode)
+
+    @property
     def size(self) -> int:
         """Bytes of content: those of a regular file."""
-        return self.info.st_size if self.link is None and modes.S_ISREG(self.info.st_mode) else 0
+        return self.info.st_size if self.is_file else 0
 
     @property
     def private(self) -> bool:
         """Not everybody may read it."""
         wanted = modes.S_IROTH | modes.S_IXOTH if self.is_directory else modes.S_IROTH
-        return self.link is None and self.info.st_mode & wanted != wanted
+        return self.link is None and self._permissions & wanted != wanted
+
+    @property
+    def _permissions(self) -> int:
+        return self.info.st_mode & 0o777 if self.mode is None else self.mode
 
     def header(self, *, writable: bool = False) -> bytes:
         """What precedes the content: names travel as raw bytes, whatever they are.
@@ -72,7 +83,7 @@ class Item:
         :param writable: of a directory: let its owner put something into it
         """
         member = tarfile.TarInfo(self.name)
-        member.mode = self.info.st_mode & 0o777 | (0o700 if writable else 0)
+        member.mode = self._permissions | (0o700 if writable else 0)
         member.mtime = int(self.info.st_mtime)
         if self.link is not None:
             member.type, member.linkname = tarfile.SYMTYPE, self.link
@@ -104,6 +115,11 @@ class Item:
         finally:
             os.close(descriptor)
         return content
+
+    def chunks(self) -> Iterator[bytes]:
+        """A file's content, piece by piece."""
+        for offset in range(0, self.size, _CHUNK):
+            yield self.read(offset, min(_CHUNK, self.size - offset))
 
     def check(self) -> None:
         """Nothing has changed since it was looked at.
@@ -360,7 +376,11 @@ class Packed:
     :param piece: bytes that a piece may have
     """
 
+    #: size and sha256 of each regular file, by its name in the archive
+    contents: dict[str, tuple[int, str]]
+
     def __init__(self, items: Sequence[Item], *, piece: int) -> None:
+        self.contents = {}
         end = _gzip()
         self._tail = end.compress(_END) + end.flush()
         self._limit = piece - len(self._tail)
@@ -419,10 +439,14 @@ class Packed:
                 gzip, fed, start = _gzip(), 0, self._at
             fed += size
             self._put(gzip.compress(header))
-            for offset in range(0, item.size, _CHUNK):
-                self._put(gzip.compress(item.read(offset, min(_CHUNK, item.size - offset))))
+            digest = hashlib.sha256()
+            for chunk in item.chunks():
+                digest.update(chunk)
+                self._put(gzip.compress(chunk))
             self._put(gzip.compress(bytes(_padding(item.size))))
             item.check()
+            if item.is_file:
+                self.contents[item.name] = item.size, digest.hexdigest()
             if careful:
                 self._put(gzip.flush())
                 if self._at - self._cuts[-1] > self._limit and start > self._cuts[-1]:

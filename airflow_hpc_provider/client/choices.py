@@ -5,10 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from .errors import InvalidInputError
 
-__all__ = ["HIDDEN", "Choice", "escape", "find_pattern", "is_glob", "split_glob"]
+__all__ = [
+    "HIDDEN",
+    "Choice",
+    "Names",
+    "Taking",
+    "escape",
+    "files_pattern",
+    "find_pattern",
+    "is_glob",
+    "split_glob",
+]
 
 #: How the names of our own temporary directories start, on both sides. They are never part of a tree.
 HIDDEN = ".airflow-hpc-"
@@ -65,6 +76,27 @@ class Choice:
         return self._leave.fullmatch(name) is not None
 
 
+class Taking(Protocol):
+    """Tells what is meant of a tree."""
+
+    def takes(self, name: str) -> bool:
+        """Whether something is meant, by its path below the tree's root."""
+
+
+class Names:
+    """Just these names; of thousands it is quicker than patterns.
+
+    :param names: paths below the tree's root
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+
+    def takes(self, name: str) -> bool:
+        """Whether it is one of them."""
+        return name in self._names
+
+
 def is_glob(text: str) -> bool:
     """Whether it holds wildcards."""
     return not _WILD.isdisjoint(text)
@@ -103,6 +135,16 @@ def find_pattern(directory: str, pattern: str) -> str:
     # Any number of directories may be none.
     wanted = wanted.replace(".*/", ".*")
     return f"[.]/{_loosely(directory)}/{above}{wanted}.*"
+
+
+def files_pattern(directory: str, start: str, end: str) -> str:
+    """The same for files that lie in a directory itself, and whose names start and end in some way.
+
+    :param directory: name of that directory
+    :param start: how all names start, as far as that is the same
+    :param end: how all names end
+    """
+    return f"[.]/{_loosely(directory)}/{_loosely(start)}[^/]*{_loosely(end)}"
 
 
 def _loosely(name: str) -> str:

@@ -87,6 +87,16 @@ class Entry:
     modified: str
     link_target: str | None = None
 
+    @property
+    def is_file(self) -> bool:
+        """It is a regular file."""
+        return self.kind is EntryKind.FILE
+
+    @property
+    def is_directory(self) -> bool:
+        """It is a directory."""
+        return self.kind is EntryKind.DIRECTORY
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stat:

@@ -7,20 +7,22 @@ target are free, since no shell ever sees them: they are in the archive.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 from . import files, transfers
 from .archives import Item, LocalFiles, Packed, TarSource, survey
 from .arrival import cancel_transfer, check_transfer_job
 from .calls import Call
 from .checkpoint import Keeper
-from .choices import HIDDEN, Choice, escape, find_pattern, is_glob, split_glob
+from .choices import HIDDEN, Choice, Names, Taking, escape, files_pattern, find_pattern, is_glob, split_glob
 from .errors import (
     AccessDeniedError,
     BadRequestError,
@@ -39,16 +41,17 @@ from .paths import remote_path
 from .places import Source
 from .progress import amount
 from .session import Client
-from .staging import download_file, upload_file
+from .staging import Means, download_file, upload_file
 from .systems import System, user_info
-from .terms import Abandon, Terms, Wait
+from .terms import Abandon, Moved, Terms, Wait
 from .transfers import TransferJob
 from .unpacking import Unpacking
 
-__all__ = ["LocalFiles", "Tree", "download_tree", "upload_tree"]
+__all__ = ["LocalFiles", "Tree", "download_files", "download_tree", "listed", "upload_files", "upload_tree"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Contents = Mapping[str, tuple[int, str]]
 
 # Up to so many bytes of files are compressed, into a temporary file; more are sent as they are, from where
 # they are.
@@ -63,6 +66,8 @@ _TOO_MUCH = 32 * 1024 * 1024
 _PATIENCE = 1.0
 # In so many archives at most what is wanted is packed apart from what is not.
 _ARCHIVES = 4
+# A file that is written by the gateway itself has these permissions, as far as the user's umask lets it.
+_USUAL = 0o644
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +80,9 @@ class Tree:
     :param links: how many symbolic links
     :param size: bytes of all files
     :param packed: bytes of the archives that travelled
+    :param staged: whether one of them went through the gateway's staging, by a job
     :param names: paths of files and links below the target
+    :param contents: size and sha256 of each regular file; of an upload that is not compressed nothing
     """
 
     path: str
@@ -84,7 +91,9 @@ class Tree:
     links: int
     size: int
     packed: int
+    staged: bool
     names: tuple[str, ...]
+    contents: Contents
 
 
 def _always(_: BaseException) -> bool:
@@ -210,16 +219,93 @@ def upload_tree(
     move = _Move(
         client=client, system=system, waits=wait, account=account, terms=terms, abandon=abandon, pace=pace
     )
-    total = sum(item.size for item in items)
     if not items:
         move.send(files.make_directory(system.name, path, parents=True))
-        return _uploaded(path, items, 0)
+        return _uploaded(path, items, ())
+    return _upload(move, items, path, keeper, parents=True)
+
+
+def upload_files(
+    client: Client,
+    system: System,
+    sources: Mapping[str, Path],
+    target: str,
+    *,
+    wait: Wait,
+    parents: bool,
+    **means: Unpack[Means],
+) -> dict[str, Moved]:
+    """Copy small files into a directory of a system as one archive; they end as if each had gone alone.
+
+    :param sources: files, by the names that they are to get
+    :param target: absolute path of the directory
+    :param wait: waits for a job of this id and returns its last record
+    :param parents: make the directory if it is not there, with those above it
+    :param means: see :class:`.staging.Means`; ``if_exists`` must be ``overwrite``
+    :return: what was moved, by its name
+    :raises TransferError: a file changed meanwhile, or what arrived is not what was sent
+    """
+    move, keeper = _move(client, system, wait, **means)
+    mode = None if move.terms.preserve_mode else _USUAL
+    items = {item.name: replace(item, mode=mode) for item in survey(sources, Choice())}
+    tree = _upload(move, list(items.values()), remote_path(target, "remote_path"), keeper, parents=parents)
+    contents = tree.contents or {name: (item.size, _digest_of(item)) for name, item in items.items()}
+    return _each(tree, sources, contents)
+
+
+def _each(tree: Tree, names: Iterable[str], contents: Contents) -> dict[str, Moved]:
+    """What is told of each file that travelled in an archive; unpacking compared the archive's checksum."""
+    base = tree.path.rstrip("/")
+    return {
+        name: Moved(path=f"{base}/{name}", size=size, sha256=sha256, staged=tree.staged, verified="size")
+        for name in names
+        for size, sha256 in [contents[name]]
+    }
+
+
+def _digest_of(item: Item) -> str:
+    """The sha256 of what was sent: a file that has changed since is refused."""
+    digest = hashlib.sha256()
+    for chunk in item.chunks():
+        digest.update(chunk)
+    item.check()
+    return digest.hexdigest()
+
+
+def _move(
+    client: Client,
+    system: System,
+    wait: Wait,
+    *,
+    account: str | None = None,
+    terms: Terms | None = None,
+    keeper: Keeper | None = None,
+    abandon: Abandon = _always,
+    pace: Pace | None = None,
+) -> tuple[_Move, Keeper | None]:
+    move = _Move(
+        client=client,
+        system=system,
+        waits=wait,
+        account=account,
+        terms=_checked(terms),
+        abandon=abandon,
+        pace=pace,
+    )
+    return move, keeper
+
+
+def _upload(move: _Move, items: Sequence[Item], path: str, keeper: Keeper | None, *, parents: bool) -> Tree:
+    """Pack, send and unpack."""
+    system, total = move.system, sum(item.size for item in items)
+    contents: Contents = {}
     with contextlib.ExitStack() as stack:
         compression: Compression = "gzip" if total <= _COMPRESSED else "none"
         sources: Sequence[Source]
         if compression == "gzip":
             packed = Packed(items, piece=system.max_direct_bytes)
             stack.callback(packed.close)
+            contents = packed.contents
             sources = packed.pieces()
             if len(sources) > _PIECES or packed.largest > system.max_direct_bytes:
                 sources = [packed.whole()]
@@ -234,17 +320,20 @@ def upload_tree(
         token = sources[0].fingerprint()[:16] if keeper is not None else secrets.token_hex(8)
         room = f"{path.rstrip('/')}/{HIDDEN}{token}"
         private = any(item.private for item in items)
-        with move.workspace(room, private=private, parents=True, kept=keeper is not None):
+        with move.workspace(room, private=private, parents=parents, kept=keeper is not None):
             slow = total > _SLOW
             for number, each in enumerate(sources):
                 archive = f"{room}/{number}.tar{'.gz' if compression == 'gzip' else ''}"
                 _send(move, each, archive, keeper, compression)
                 slow = _extract(move, archive, path, compression, slow=slow)
             _compare(move, path, items)
-    return _uploaded(path, items, sum(each.size for each in sources))
+    tree = _uploaded(path, items, [each.size for each in sources], contents)
+    return replace(tree, staged=any(each.size > system.max_direct_bytes for each in sources))
 
 
-def _uploaded(path: str, items: Sequence[Item], packed: int) -> Tree:
+def _uploaded(
+    path: str, items: Sequence[Item], packed: Sequence[int], contents: Contents | None = None
+) -> Tree:
     links = [item for item in items if item.link is not None]
     directories = [item for item in items if item.is_directory]
     return Tree(
@@ -253,8 +342,10 @@ def _uploaded(path: str, items: Sequence[Item], packed: int) -> Tree:
         directories=len(directories),
         links=len(links),
         size=sum(item.size for item in items),
-        packed=packed,
+        packed=sum(packed),
+        staged=False,
         names=tuple(sorted(item.name for item in items if not item.is_directory)),
+        contents=contents or {},
     )
 
 
@@ -306,7 +397,7 @@ def _extract(move: _Move, archive: str, target: str, compression: Compression, *
 
 def _compare(move: _Move, target: str, items: Sequence[Item]) -> None:
     """Look whether all files are there, with their sizes, if the system can tell quickly."""
-    entries = _listed(move, target)
+    entries = listed(move.client, move.system, target, recursive=any("/" in item.name for item in items))
     if entries is None:
         log.info("%s is too large to be listed: its files were not counted after unpacking.", target)
         return
@@ -328,12 +419,16 @@ def _is_plain(name: str) -> bool:
     return "\\" not in name and name.isprintable()
 
 
-def _listed(move: _Move, path: str, *, recursive: bool = True) -> tuple[Entry, ...] | None:
-    """What is in a directory; None if the gateway has no patience, or no room, for the list."""
-    call = files.listing(move.system.name, path, hidden=True, recursive=recursive)
+def listed(client: Client, system: System, path: str, *, recursive: bool = False) -> tuple[Entry, ...] | None:
+    """What is in a directory; None if the gateway has no patience, or no room, for the list.
+
+    :param path: absolute path of the directory
+    :param recursive: all directories below, too
+    """
+    call = files.listing(system.name, path, hidden=True, recursive=recursive)
     try:
         # One try is enough for what is only slow.
-        return move.send(replace(call, replayable=False))
+        return client.send(replace(call, replayable=False))
     except (UnavailableError, TooLargeError, RejectedError, AccessDeniedError) as error:
         log.info("%s", error)
         return None
@@ -380,7 +475,6 @@ def download_tree(
         client=client, system=system, waits=wait, account=account, terms=terms, abandon=abandon, pace=pace
     )
     picks = _picks(source)
-    packed = 0
     with Unpacking(target, choice=choice, max_bytes=max_bytes) as unpacking:
         plans: list[_Plan] = []
         expected: set[str] | None = set()
@@ -388,41 +482,121 @@ def download_tree(
             more, names = _planned(move, pick, choice, max_bytes)
             plans += more
             expected = None if expected is None or names is None else expected | names
-        with _somewhere(move, plans[0].path, workspace) as room:
-            slow = False
-            for number, plan in enumerate(plans):
-                archive, slow = _compress(move, plan, f"{room}/{number}", slow=slow or plan.size > _SLOW)
-                here = unpacking.room / str(number)
-                moved = download_file(
-                    client,
-                    system,
-                    archive,
-                    here,
-                    wait=move.wait,
-                    account=account,
-                    terms=move.carried("gzip"),
-                    abandon=abandon,
-                    pace=pace,
-                )
-                packed += moved.size
-                root = plan.path.rpartition("/")[2]
-                unpacking.take(here, root=root, below=plan.below, only=plan.only)
-                here.unlink()
-        if expected is not None and unpacking.count < len(expected):
-            raise TransferError(
-                f"The archive holds {unpacking.count} files instead of {len(expected)}: "
-                f"{picks[0].base} on system {system.name} changed while it was packed."
+        return _download(move, plans, expected, unpacking, workspace, base=picks[0].base)
+
+
+def download_files(
+    client: Client,
+    system: System,
+    directory: str,
+    target: Path,
+    *,
+    names: Sequence[str],
+    entries: Sequence[Entry],
+    wait: Wait,
+    **means: Unpack[Means],
+) -> dict[str, Moved] | None:
+    """Copy small files from a directory of a system as one archive; they end as if each had come alone.
+
+    :param directory: absolute path of the directory that they are in
+    :param target: the directory on this side, which must be there
+    :param names: their names in it
+    :param entries: what is in it, with what is hidden
+    :param wait: waits for a job of this id and returns its last record
+    :param means: see :class:`.staging.Means`; ``if_exists`` must be ``overwrite``
+    :return: what was moved, by its name; None if no archive would hold them without much else
+    :raises TransferError: the archive is damaged, or the files are not there any more
+    """
+    plan = _plan_of_files(directory, names, entries)
+    if plan is None:
+        return None
+    move, _ = _move(client, system, wait, **means)
+    with Unpacking(
+        target, preserve_mode=move.terms.preserve_mode, preserve_mtime=move.terms.preserve_mtime
+    ) as unpacking:
+        tree = _download(move, [plan], set(names), unpacking, None, base=directory)
+    return _each(tree, names, tree.contents)
+
+
+def _plan_of_files(directory: str, names: Sequence[str], entries: Sequence[Entry]) -> _Plan | None:
+    """How to pack some files of a directory without much else; pure."""
+    wanted = frozenset(names)
+    size = _sum(entry for entry in entries if entry.name in wanted)
+    start = _common(names)
+    end = _common([name[len(start) :][::-1] for name in names])[::-1]
+    pattern = files_pattern(directory.rpartition("/")[2], start, end)
+    like = [entry for entry in entries if entry.name.startswith(start) and entry.name.endswith(end)]
+    # What is in directories below is not known, and only a pattern leaves it out.
+    packed: dict[str | None, int] = {}
+    if not any(entry.is_directory for entry in entries):
+        packed[None] = _sum(entries)
+    with contextlib.suppress(InvalidInputError):
+        remote_path(directory, "source", unquoted=True)
+        packed[pattern] = _sum(like)
+    best = min(packed, key=packed.__getitem__, default=None)
+    if best not in packed or packed[best] - size > max(_TOO_MUCH, size):
+        return None
+    return _Plan(path=directory, only=Names(names), pattern=best, size=packed[best])
+
+
+def _common(names: Sequence[str]) -> str:
+    """How all of them start."""
+    pairs = zip(min(names), max(names), strict=False)
+    return "".join(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _download(
+    move: _Move,
+    plans: Sequence[_Plan],
+    expected: set[str] | None,
+    unpacking: Unpacking,
+    workspace: str | None,
+    *,
+    base: str,
+) -> Tree:
+    """Pack, fetch and unpack.
+
+    :param expected: what should come, if that is known
+    :param base: what to call it
+    """
+    packed, staged = 0, False
+    with _somewhere(move, plans[0].path, workspace) as room:
+        slow = False
+        for number, plan in enumerate(plans):
+            archive, slow = _compress(move, plan, f"{room}/{number}", slow=slow or plan.size > _SLOW)
+            here = unpacking.room / str(number)
+            moved = download_file(
+                move.client,
+                move.system,
+                archive,
+                here,
+                wait=move.wait,
+                account=move.account,
+                terms=move.carried("gzip"),
+                abandon=move.abandon,
+                pace=move.pace,
             )
-        unpacked = unpacking.commit()
-    log.info("%d files (%s) are in %s.", len(unpacked.files), amount(unpacked.size), target)
+            packed, staged = packed + moved.size, staged or moved.staged
+            root = plan.path.rpartition("/")[2]
+            unpacking.take(here, root=root, below=plan.below, only=plan.only)
+            here.unlink()
+    if expected is not None and unpacking.count < len(expected):
+        raise TransferError(
+            f"The archive holds {unpacking.count} files instead of {len(expected)}: "
+            f"{base} on system {move.system.name} changed while it was packed."
+        )
+    unpacked = unpacking.commit()
+    log.info("%d files (%s) are in %s.", len(unpacked.files), amount(unpacked.size), unpacking.target)
     return Tree(
-        path=picks[0].base,
+        path=base,
         files=len(unpacked.files),
         directories=len(unpacked.directories),
         links=len(unpacked.links),
         size=unpacked.size,
         packed=packed,
+        staged=staged,
         names=tuple(sorted((*unpacked.files, *unpacked.links))),
+        contents=unpacked.contents,
     )
 
 
@@ -455,7 +629,7 @@ class _Plan:
 
     path: str
     below: str = ""
-    only: Choice | None = None
+    only: Taking | None = None
     pattern: str | None = None
     size: int = 0
 
@@ -525,7 +699,7 @@ def _planned(
     whole = _Plan(path=pick.base, below=pick.below, only=only)
     if only is None and choice.everything and max_bytes is None:
         return [whole], None
-    entries = _listed(move, pick.base)
+    entries = listed(move.client, move.system, pick.base, recursive=True)
     if entries is None:
         return _narrowed(pick, choice, only) or [whole], None
 

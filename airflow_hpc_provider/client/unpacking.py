@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import stat as modes
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from .choices import HIDDEN, Choice
+from .choices import HIDDEN, Choice, Taking
 from .errors import InvalidInputError, TransferError
 
 __all__ = ["Unpacked", "Unpacking"]
@@ -48,12 +49,14 @@ class Unpacked:
     :param directories: of the directories
     :param links: of the symbolic links
     :param size: bytes of all files
+    :param contents: size and sha256 of each regular file
     """
 
     files: tuple[str, ...]
     directories: tuple[str, ...]
     links: tuple[str, ...]
     size: int
+    contents: dict[str, tuple[int, str]]
 
 
 class Unpacking:
@@ -62,10 +65,20 @@ class Unpacking:
     :param target: the directory; what is there already is merged with what comes. Its parent must be there
     :param choice: what to take, by the paths below the target
     :param max_bytes: how large all files together may be
+    :param preserve_mode: give files the permissions in the archive, else the usual ones
+    :param preserve_mtime: give files the time in the archive
     :raises InvalidInputError: the target is no directory, or has none to be in
     """
 
-    def __init__(self, target: Path, *, choice: Choice | None = None, max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        target: Path,
+        *,
+        choice: Choice | None = None,
+        max_bytes: int | None = None,
+        preserve_mode: bool = True,
+        preserve_mtime: bool = True,
+    ) -> None:
         if os.path.lexists(target) and not target.is_dir():
             raise InvalidInputError("local_path", f"{target} is no directory.")
         if not target.parent.is_dir():
@@ -73,13 +86,16 @@ class Unpacking:
         self._target = target
         self._choice = choice or Choice()
         self._max_bytes = max_bytes
+        self._mode = None if preserve_mode else _usual(0o666)
+        self._preserve_mtime = preserve_mtime
         self._files: dict[str, int] = {}
+        self._contents: dict[str, tuple[int, str]] = {}
         self._links: dict[str, str] = {}
         self._made: set[str] = set()
         self._directories: dict[str, tuple[int, float]] = {}
         self._wanted: set[str] = set()
         self._root = self._below = ""
-        self._only: Choice | None = None
+        self._only: Taking | None = None
         self._size = 0
         self._members = 0
         self._temporary: Path | None = None
@@ -100,6 +116,11 @@ class Unpacking:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     @property
+    def target(self) -> Path:
+        """The directory."""
+        return self._target
+
+    @property
     def room(self) -> Path:
         """A directory for the archives, on the same disk, that is removed at the end."""
         if self._temporary is None:
@@ -115,7 +136,7 @@ class Unpacking:
     def _tree(self) -> Path:
         return self.room / "tree"
 
-    def take(self, archive: Path, *, root: str, below: str = "", only: Choice | None = None) -> None:
+    def take(self, archive: Path, *, root: str, below: str = "", only: Taking | None = None) -> None:
         """Unpack an archive.
 
         :param archive: a tar file, compressed with gzip or not
@@ -153,6 +174,7 @@ class Unpacking:
             directories=tuple(sorted(self._made)),
             links=tuple(sorted(self._links)),
             size=self._size,
+            contents=self._contents,
         )
 
     def _pass(self, archive: Path, wanted: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -271,6 +293,7 @@ class Unpacking:
             raise self._clash(name)
         if name in self._files:
             del self._files[name]
+            self._contents.pop(name, None)
             (self._tree / name).unlink()
         self._links.pop(name, None)
         return self._tree / name
@@ -302,19 +325,22 @@ class Unpacking:
         if content is None:  # pragma: no cover  regular files have content
             raise self._refused(member, "has no content")
         descriptor = os.open(path, _NEW, 0o600)
-        self._files[name] = member.mode & _PERMISSIONS
+        self._files[name] = member.mode & _PERMISSIONS if self._mode is None else self._mode
         try:
-            size = 0
+            size, digest = 0, hashlib.sha256()
             while chunk := content.read(_CHUNK):
                 size += len(chunk)
+                digest.update(chunk)
                 view = memoryview(chunk)
                 while view:
                     view = view[os.write(descriptor, view) :]
             if size != member.size:
                 raise TransferError(f"The archive is damaged: {_shown(name)} ends too early.")
-            os.utime(descriptor, (_time(member), _time(member)))
+            if self._preserve_mtime:
+                os.utime(descriptor, (_time(member), _time(member)))
         finally:
             os.close(descriptor)
+        self._contents[name] = size, digest.hexdigest()
         self._size += size
 
     def _join(self, first: str, name: str) -> None:
@@ -326,7 +352,7 @@ class Unpacking:
             self._links[name] = self._links[first]
             return
         os.link(self._tree / first, path, follow_symlinks=False)
-        self._files[name] = self._files[first]
+        self._files[name], self._contents[name] = self._files[first], self._contents[first]
 
     def _make_links(self) -> None:
         """The only time that the tree gets links: all else is written, and they are not followed."""
@@ -404,9 +430,7 @@ class Unpacking:
 
     def _set_modes(self, there: set[str] | None) -> None:
         """Give the new directories their modes and times, when nothing more is put into them."""
-        umask = os.umask(0)
-        os.umask(umask)
-        usual = _PERMISSIONS & ~umask
+        usual = _usual(_PERMISSIONS)
         top = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in sorted(self._made | {""}, key=lambda name: -name.count("/") if name else 1):
@@ -521,6 +545,13 @@ def _directory(top: int, name: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _usual(mode: int) -> int:
+    """Permissions without those that the process gives to nobody."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return mode & ~umask
 
 
 def _time(member: tarfile.TarInfo) -> float:

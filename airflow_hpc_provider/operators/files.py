@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from . import named
 from .moving import TransferOperator
 
 if TYPE_CHECKING:
+    from airflow_hpc_provider.client.files import Entry
     from airflow_hpc_provider.client.jobs import Job
     from airflow_hpc_provider.client.places import Source
     from airflow_hpc_provider.client.session import Client
@@ -34,11 +35,13 @@ class _Progress:
     """How far a task is when it begins, or is taken up after a trigger's verdict.
 
     :param done: results of the files that are moved
+    :param packed: results of those behind them that travelled as one archive, by their place in the list
     :param begun: the transfer whose job the trigger waited for
     :param verdict: what became of that
     """
 
     done: list[JSONObject] = field(default_factory=list)
+    packed: dict[int, JSONObject] = field(default_factory=dict)
     begun: Begun | None = None
     verdict: Verdict | None = None
 
@@ -47,15 +50,35 @@ class _Progress:
         """Nothing is done yet."""
         return self.begun is None
 
-    @property
-    def started(self) -> int:
-        """How many files need not be looked at any more."""
-        return len(self.done) + (self.begun is not None)
+    def started(self, number: int) -> bool:
+        """Whether a file need not be looked at any more.
+
+        :param number: its place in the list
+        """
+        return number < len(self.done) + (self.begun is not None) or number in self.packed
 
     @property
     def size(self) -> int:
         """Bytes of these files."""
-        return sum(int(row["size"]) for row in self.done) + (self.begun.size if self.begun else 0)
+        rows = [*self.done, *self.packed.values()]
+        return sum(int(row["size"]) for row in rows) + (self.begun.size if self.begun else 0)
+
+    def to_json(self, done: list[JSONObject], begun: Begun) -> JSONObject:
+        """Plain JSON for a trigger to carry.
+
+        :param done: results by now
+        :param begun: what the trigger is to wait for
+        """
+        packed = [[number, row] for number, row in self.packed.items() if number >= len(done)]
+        return {"done": done, "packed": packed, "begun": begun.to_json()}
+
+    @classmethod
+    def from_json(cls, plain: JSONObject, verdict: Verdict) -> _Progress:
+        """What a trigger carried, perhaps of version 0.1, which knew no archives of lists."""
+        from airflow_hpc_provider.client.terms import Begun
+
+        packed, begun = dict(plain.get("packed", ())), Begun.from_json(plain["begun"])
+        return cls(plain["done"], packed, begun, verdict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +120,8 @@ class _FilesOperator(TransferOperator):
 
     def execute_complete(self, context: Any, event: Any) -> JSONObject | list[JSONObject]:
         """Go on with the file whose job is over, and with those behind it."""
-        from airflow_hpc_provider.client.terms import Begun
-
         verdict, carry = carried(event)
-        progress = _Progress(carry["done"], Begun.from_json(carry["begun"]), verdict)
-        return self._told(context, self._run(context, progress))
+        return self._told(context, self._run(context, _Progress.from_json(carry, verdict)))
 
     def _told(self, context: Any, moved: JSONObject | list[JSONObject]) -> JSONObject | list[JSONObject]:
         """Tell the events of the outlets what was moved."""
@@ -140,7 +160,10 @@ class _FilesOperator(TransferOperator):
 
         done, begun, verdict = list(progress.done), progress.begun, progress.verdict
         with self._while_moving(context) as kept:
-            for step in steps[len(done) :]:
+            for number, step in enumerate(steps[len(done) :], len(done)):
+                if (row := progress.packed.get(number)) is not None:
+                    done.append(row)
+                    continue
                 if begun is not None and verdict is not None:
                     clean = functools.partial(self._clean, client, system, begun, kept)
                     ended = self._resumed(client, verdict, begun.job, kept, clean)
@@ -160,13 +183,14 @@ class _FilesOperator(TransferOperator):
                         moved = step.finish(first, over, kept)
                 done.append(self._report(moved, system.name, step.here))
         if begun is not None:
-            self._defer_until_over(
-                context, begun.job, {"done": done, "begun": begun.to_json()}, upload=self._swept(begun)
-            )
+            carry = progress.to_json(done, begun)
+            self._defer_until_over(context, begun.job, carry, upload=self._swept(begun))
         return done
 
-    def _report(self, moved: Moved, system: str, here: Endpoint | None) -> JSONObject:
-        if not moved.skipped:
+    def _report(
+        self, moved: Moved, system: str, here: Endpoint | None, *, packed: bool = False
+    ) -> JSONObject:
+        if not (moved.skipped or packed):
             way = "staged" if moved.staged else "directly"
             self.log.info(
                 "%s %s (%d bytes, %s, verified by %s).",
@@ -190,6 +214,31 @@ class _FilesOperator(TransferOperator):
             "skipped": False,
             "how": "archive",
         }
+
+    def _reports(
+        self, moved: Mapping[str, Moved], system: System, here: Mapping[int, Endpoint | None]
+    ) -> dict[int, JSONObject]:
+        """What is told of files that travelled as one archive, by their places in the list."""
+        if moved:
+            size = sum(each.size for each in moved.values())
+            self.log.info("%s %d files (%d bytes) as an archive.", self._verb, len(moved), size)
+        return {
+            number: self._report(moved[one.name], system.name, one, packed=True)
+            for number, one in here.items()
+            if one is not None and one.name in moved
+        }
+
+    def _together(self, sizes: Mapping[int, int | None], limit: int, terms: Terms) -> list[int]:
+        """Which files of a list travel as one archive: small ones, if they are many.
+
+        :param sizes: bytes of each that could, by its place in the list
+        :param limit: bytes of a small file
+        """
+        if terms.if_exists != "overwrite" or terms.verify == "always":
+            # These are asked of each file.
+            return []
+        small = [number for number, size in sizes.items() if size is not None and size <= limit]
+        return small if len(small) > named.HANDFUL else []
 
     @property
     def _chosen(self) -> JSONObject:
@@ -235,6 +284,8 @@ class HpcUploadOperator(_FilesOperator):
     Small files go directly, large ones through S3 staging. A directory, a glob, or a list that holds one
     travels as one compressed archive, in about ten requests however many files it holds; their modes, times
     and links are kept. So does a file whose name the gateway cannot be told, such as one with a quote in it.
+    Of a list of files, the small ones travel as one archive if they are more than five and neither
+    ``if_exists`` nor ``verify="always"`` asks for a look at each; large ones travel one by one.
 
     A directory stands for what is in it, with or without a slash at its end: ``results/a.nc`` becomes
     ``REMOTE_PATH/a.nc``. A glob stands for what it matches, by its path below the directory before the first
@@ -322,7 +373,8 @@ class HpcUploadOperator(_FilesOperator):
         here, several = self._given()
         # What an earlier process has sent need not be here any more.
         is_tree = progress.fresh and self._is_tree([path for path in here if path], several=several)
-        self._check(here[progress.started :], several=several, is_tree=is_tree, terms=terms)
+        left = [one for number, one in enumerate(here) if not progress.started(number)]
+        self._check(left, several=several, is_tree=is_tree, terms=terms)
         hook = self.hook
         with hook.client() as client:
             system = hook.system(client, self.system)
@@ -353,7 +405,10 @@ class HpcUploadOperator(_FilesOperator):
                 ]
             else:
                 targets = [named.place(path, "remote_path", archive=True)]
-            if self.make_parents and progress.fresh:
+            if several and progress.fresh:
+                packed = self._as_list(context, client, system, here, above or "/", **how)
+                progress = replace(progress, packed=packed)
+            if self.make_parents and progress.fresh and not progress.packed:
                 directory = above or "/" if into else named.parent(targets[0][0])
                 client.send(files.make_directory(system.name, directory, parents=True))
             steps = self._steps(client, system, list(zip(here, targets, strict=True)), progress, how)
@@ -449,6 +504,31 @@ class HpcUploadOperator(_FilesOperator):
             return here.source()
         return source_of_content(self.content, target.rpartition("/")[2])
 
+    def _as_list(
+        self,
+        context: Any,
+        client: Client,
+        system: System,
+        here: Sequence[Endpoint | None],
+        target: str,
+        **how: Any,
+    ) -> dict[int, JSONObject]:
+        """Upload the small files of a list as one archive."""
+        from airflow_hpc_provider.client.trees import upload_files
+
+        local = {number: one.local for number, one in enumerate(here) if one and one.local is not None}
+        sizes = {number: path.stat().st_size for number, path in local.items()}
+        numbers = self._together(sizes, system.max_direct_bytes, how["terms"])
+        if not numbers:
+            return {}
+        sources = {local[number].name: local[number] for number in numbers}
+        wait = self._wait(client, system)
+        with self._while_moving(context) as kept, named.naming("local_path"):
+            moved = upload_files(
+                client, system, sources, target, wait=wait, parents=self.make_parents, **how, **kept
+            )
+        return self._reports(moved, system, {number: here[number] for number in numbers})
+
     def _as_archive(
         self, client: Client, system: System, source: LocalFiles, target: str, **options: Any
     ) -> Tree:
@@ -462,7 +542,7 @@ class HpcUploadOperator(_FilesOperator):
         """Upload one file under a name that no shell may see."""
         directory, _, name = target.rpartition("/")
         tree = self._as_archive(client, system, {name: here}, directory, **options)
-        return _moved(tree, target, system.max_direct_bytes)
+        return _moved(tree, target)
 
     def _swept(self, begun: Begun) -> Begun | None:
         return begun
@@ -474,7 +554,8 @@ class HpcDownloadOperator(_FilesOperator):
     Small files come directly, large ones through S3 staging. A directory, a glob, or a list that holds one
     comes as one compressed archive, in about ten requests however many files it holds; their modes, times and
     links are kept, and nothing appears before all of it is here. So does a file whose name the gateway cannot
-    be told, such as one with a quote in it.
+    be told, such as one with a quote in it. Of a list of files, the small ones of one directory come as one
+    archive, by the rules of :class:`HpcUploadOperator`, unless much that is not wanted would come with them.
 
     A directory stands for what is in it, with or without a slash at its end: ``run/a.nc`` becomes
     ``LOCAL_PATH/a.nc``. A glob stands for what it matches, by its path below the directory before the first
@@ -572,23 +653,84 @@ class HpcDownloadOperator(_FilesOperator):
                 "terms": terms,
                 "pace": _pace(system, "down", self.gateway_patience),
             }
-            found = [
-                named.look(client, system, *source) if number >= progress.started else named.Found(*source)
-                for number, source in enumerate(sources)
-            ]
+            found, listings = self._found(client, system, sources, progress, several=several)
             if progress.fresh and self._is_tree(found, local, system, several=several, terms=terms):
                 tree = self._tree(context, client, system, found, local, several=several, **chosen, **how)
                 names = [one.path for one in found]
                 return self._summary(tree, system.name, names if several else names[0], str(local))
             into = several or local.is_directory_like
             targets = [local.below(one.name) if into else local for one in found]
-            self._check_size(progress.size + sum(one.stat.size for one in found if one.stat))
+            self._check_size(progress.size + sum(one.size or 0 for one in found))
             if self.make_parents and progress.fresh:
                 (local if into else local.parent()).make_directories()
+            if listings and local.local is not None and local.local.is_dir():
+                packed = self._as_lists(context, client, system, found, local.local, listings=listings, **how)
+                progress = replace(progress, packed=packed)
             pairs = list(zip(found, targets, strict=True))
             steps = self._steps(client, system, pairs, how, fresh=not several)
             done = self._move(context, client, system, steps, progress)
         return done if several else done[0]
+
+    def _found(
+        self,
+        client: Client,
+        system: System,
+        sources: Sequence[tuple[str, bool]],
+        progress: _Progress,
+        *,
+        several: bool,
+    ) -> tuple[list[named.Found], dict[str, tuple[Entry, ...]]]:
+        """Look at what is left to be downloaded, and in the directories where much of it is."""
+        if several and progress.fresh:
+            return named.look_at_all(client, system, sources)
+        found = [
+            named.Found(*source) if progress.started(number) else named.look(client, system, *source)
+            for number, source in enumerate(sources)
+        ]
+        return found, {}
+
+    def _as_lists(
+        self,
+        context: Any,
+        client: Client,
+        system: System,
+        found: Sequence[named.Found],
+        local: Path,
+        *,
+        listings: Mapping[str, tuple[Entry, ...]],
+        **how: Any,
+    ) -> dict[int, JSONObject]:
+        """Download the small files of a list as one archive for each directory that many are in."""
+        from airflow_hpc_provider.client.trees import download_files
+        from airflow_hpc_provider.endpoints import LocalEndpoint
+
+        packed: dict[int, JSONObject] = {}
+        for directory, entries in listings.items():
+            there = {
+                number: one.size
+                for number, one in enumerate(found)
+                if one.entry is not None and one.entry.is_file and named.parent(one.path) == directory
+            }
+            numbers = self._together(there, system.max_direct_download_bytes, how["terms"])
+            if not numbers:
+                continue
+            with self._while_moving(context) as kept, named.naming("remote_path"):
+                moved = download_files(
+                    client,
+                    system,
+                    directory,
+                    local,
+                    names=[found[number].name for number in numbers],
+                    entries=entries,
+                    wait=self._wait(client, system),
+                    **how,
+                    **kept,
+                )
+            here = LocalEndpoint(local)
+            packed |= self._reports(
+                moved or {}, system, {number: here.below(found[number].name) for number in numbers}
+            )
+        return packed
 
     def _is_tree(
         self, found: Sequence[named.Found], local: Endpoint, system: System, *, several: bool, terms: Terms
@@ -695,7 +837,7 @@ class HpcDownloadOperator(_FilesOperator):
                 (Path(room) / tree.names[0]).replace(target)
             except OSError as error:
                 raise TransferError(f"{target} cannot be finished: {error.strerror}.") from error
-        return _moved(tree, one.path, system.max_direct_download_bytes)
+        return _moved(tree, one.path)
 
     def _defers(self, kept: JSONObject) -> bool:
         keeper = kept["keeper"]
@@ -715,8 +857,9 @@ def _pace(system: System, direction: str, patience: float) -> Pace:
     return Pace(patience=patience, told=functools.partial(metrics.transferred, system.name, direction))
 
 
-def _moved(tree: Tree, path: str, limit: int) -> Moved:
-    """What is told of a file that travelled in an archive; unpacking compared its checksum, if no sha256."""
+def _moved(tree: Tree, path: str) -> Moved:
+    """What is told of a file that travelled in an archive, whose checksum unpacking compared."""
     from airflow_hpc_provider.client.staging import Moved
 
-    return Moved(path=path, size=tree.size, sha256=None, staged=tree.packed > limit, verified="size")
+    _, sha256 = next(iter(tree.contents.values()), (tree.size, None))
+    return Moved(path=path, size=tree.size, sha256=sha256, staged=tree.staged, verified="size")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_hpc_provider.client.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
-    from airflow_hpc_provider.client.files import Stat
+    from airflow_hpc_provider.client.files import Entry, Stat
     from airflow_hpc_provider.client.session import Client
     from airflow_hpc_provider.client.systems import System
     from airflow_hpc_provider.client.terms import Terms
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from airflow_hpc_provider.endpoints import Endpoint
 
 __all__ = [
+    "HANDFUL",
     "Found",
     "check_archived",
     "check_distinct",
@@ -30,6 +32,7 @@ __all__ = [
     "listed",
     "local_files",
     "look",
+    "look_at_all",
     "naming",
     "needs_archive",
     "parent",
@@ -38,6 +41,8 @@ __all__ = [
 ]
 
 _NAME_BYTES = 255
+# So many small files need fewer requests one by one than as an archive.
+HANDFUL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +53,14 @@ class Found:
     :param is_plain: the gateway can be told it
     :param stat: how it looks; None of what cannot be looked at
     :param matches: it is a glob, and not the name of something
+    :param entry: how a listing of its directory shows it, of what needs no closer look
     """
 
     path: str
     is_plain: bool
     stat: Stat | None = None
     matches: bool = False
+    entry: Entry | None = None
 
     @property
     def name(self) -> str:
@@ -63,7 +70,15 @@ class Found:
     @property
     def is_many(self) -> bool:
         """It is a directory or a glob."""
+        if self.entry is not None:
+            return self.entry.is_directory
         return self.matches if self.stat is None else self.stat.is_directory
+
+    @property
+    def size(self) -> int | None:
+        """Bytes; None if nobody has looked."""
+        seen = self.entry or self.stat
+        return seen.size if seen else None
 
 
 def check_archived(terms: Terms, what: str) -> None:
@@ -155,7 +170,7 @@ def needs_archive(one: Found, system: System) -> bool:
         return False
     if not one.is_plain:
         return True
-    if one.stat is None or one.stat.size <= system.max_direct_download_bytes:
+    if one.size is None or one.size <= system.max_direct_download_bytes:
         return False
     return not _is_place(one.path, unquoted=True)
 
@@ -182,6 +197,31 @@ def look(client: Client, system: System, path: str, is_plain: bool) -> Found:
         if is_glob(path):
             return Found(path, is_plain, matches=True)
         raise
+
+
+def look_at_all(
+    client: Client, system: System, sources: Sequence[tuple[str, bool]]
+) -> tuple[list[Found], dict[str, tuple[Entry, ...]]]:
+    """Look at a list: where many are in one directory, that is listed once.
+
+    :return: what was found, and what is in the directories that were listed
+    """
+    from airflow_hpc_provider.client.trees import listed
+
+    above = [parent(path) for path, _ in sources]
+    counts = Counter(above)
+    listings = {
+        directory: entries
+        for directory, count in counts.items()
+        if count > HANDFUL and (entries := listed(client, system, directory)) is not None
+    }
+    named = {directory: {one.name: one for one in entries} for directory, entries in listings.items()}
+    found = []
+    for (path, is_plain), directory in zip(sources, above, strict=True):
+        entry = named.get(directory, {}).get(path.rpartition("/")[2]) if is_plain else None
+        known = entry is not None and (entry.is_file or entry.is_directory)
+        found.append(Found(path, is_plain, entry=entry) if known else look(client, system, path, is_plain))
+    return found, listings
 
 
 def _is_listed(client: Client, system: System, path: str) -> bool:

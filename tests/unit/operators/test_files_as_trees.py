@@ -1,5 +1,6 @@
 """Directories, globs and mixed lists as one archive, and files whose names no shell may see."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -368,3 +369,152 @@ def test_a_target_that_is_a_file_is_refused(there, work, tmp_path):
     with pytest.raises((InvalidInputError, TransferError), match="file"):
         down(f"{there}/here", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- lists of small files ---
+
+
+def many(folder: Path, count: int) -> list[Path]:
+    fill(folder, *(f"{number:04}.txt" for number in range(count)))
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_list_of_small_files_takes_ten_requests_each_way(connected, there, tmp_path, count):
+    files = many(tmp_path / "many", count)
+    before = len(connected.requests)
+    sent = up(files, there / "new/place", make_parents=True)
+    assert len(asked(connected, before)) <= 10, asked(connected, before)
+    rows = [
+        {
+            "system": "embedded",
+            "remote_path": f"{there}/new/place/{path.name}",
+            "local_path": str(path),
+            "size": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "staged": False,
+            "verified": "size",
+            "skipped": False,
+        }
+        for path in files
+    ]
+    assert sent == rows
+    fill(there, "new/place/unwanted")
+    before = len(connected.requests)
+    back = down([row["remote_path"] for row in reversed(rows)], tmp_path / "back/again")
+    assert len(asked(connected, before)) <= 10, asked(connected, before)
+    assert back == [
+        row | {"local_path": f"{tmp_path}/back/again/{path.name}"}
+        for row, path in zip(reversed(rows), reversed(files), strict=True)
+    ]
+    assert content(tmp_path / "back/again") == content(tmp_path / "many")
+
+
+def test_what_is_large_or_odd_in_a_list_travels_beside_the_archive(small_limits, tmp_path):
+    there, files = small_limits.home / "mixed", many(tmp_path / "many", 8)
+    (tmp_path / "large").write_bytes(os.urandom(100_000))
+    fill(tmp_path, "it's")
+    files = [files[0], tmp_path / "large", tmp_path / "it's", *files[1:]]
+    sent = up(files, there, make_parents=True)
+    assert [row["remote_path"] for row in sent] == [f"{there}/{path.name}" for path in files]
+    assert [row["staged"] for row in sent] == [False, True, *[False] * 8]
+    assert small_limits.requests.count("extract") == 1
+    back = down([f"{there}/{path.name}" for path in files], tmp_path / "back")
+    assert [row["local_path"] for row in back] == [f"{tmp_path}/back/{path.name}" for path in files]
+    # The odd one comes in an archive of its own, with all that is beside it.
+    assert [row["staged"] for row in back] == [False, True, True, *[False] * 7]
+    assert small_limits.requests.count("compress") == 2
+    for path in files:
+        assert (there / path.name).read_bytes() == path.read_bytes()
+        assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("terms", [{"if_exists": "skip"}, {"verify": "always"}])
+def test_terms_of_each_file_keep_a_list_out_of_an_archive(connected, there, tmp_path, terms):
+    files = many(tmp_path / "many", 7)
+    (there / files[0].name).write_text("mine")
+    sent = up(files, there, **terms)
+    assert [row["skipped"] for row in sent] == [terms == {"if_exists": "skip"}, *[False] * 6]
+    assert sent[1]["verified"] == ("sha256" if "verify" in terms else "size")
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / files[0].name).write_text("mine")
+    back = down([row["remote_path"] for row in sent], tmp_path / "back", **terms)
+    assert [row["skipped"] for row in back] == [row["skipped"] for row in sent]
+
+
+def test_files_of_a_list_look_as_if_they_had_travelled_alone(there, tmp_path):
+    files = many(tmp_path / "many", 7)
+    for path in files:
+        path.chmod(0o700)
+        os.utime(path, (10**9, 10**9))
+    umask = os.umask(0o027)
+    try:
+        up(files, there)
+        assert {path.stat().st_mode & 0o111 for path in there.iterdir()} == {0}
+        names = [f"{there}/{path.name}" for path in files]
+        down(names, tmp_path / "usual")
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / "usual").iterdir()} == {0o640}
+        assert all(path.stat().st_mtime > 10**9 for path in (tmp_path / "usual").iterdir())
+        up(files, there, preserve_mode=True)
+        down(names, tmp_path / "kept", preserve_mode=True, preserve_mtime=True)
+    finally:
+        os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "kept").iterdir()} == {0o700}
+    times = [{path.stat().st_mtime for path in folder.iterdir()} for folder in (tmp_path / "kept", there)]
+    assert times[0] == {int(time) for time in times[1]}
+
+
+def test_what_a_list_needs_is_not_made_unless_that_is_wanted(there, tmp_path):
+    files = many(tmp_path / "many", 7)
+    with pytest.raises(NotFoundError):
+        up(files, there / "missing")
+    assert list(there.iterdir()) == []
+    up(files, there)
+    names = [f"{there}/{path.name}" for path in files]
+    with pytest.raises(InvalidInputError, match=r"^local_path: directory .*missing does not exist"):
+        down(names, tmp_path / "missing", make_parents=False)
+    with pytest.raises(NotFoundError):
+        down([*names, f"{there}/not there"], tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_list_brings_nothing_that_is_large_and_not_wanted(connected, there, tmp_path, monkeypatch):
+    monkeypatch.setattr(trees, "_TOO_MUCH", 1000)
+    files = many(there, 7)
+    fill(there / "sub", "0001.txt")
+    (there / "huge").write_bytes(os.urandom(100_000))
+    (there / "sub/huge.txt").write_bytes(os.urandom(100_000))
+    before = len(connected.requests)
+    names = [str(path) for path in files]
+    assert [row["size"] for row in down(names, tmp_path / "back")] == [8] * 7
+    assert (asked(connected, before).count("compress"), asked(connected, before).count("download")) == (1, 1)
+    # No pattern is narrow enough for these.
+    (there / "0003.large.txt").write_bytes(os.urandom(100_000))
+    before = len(connected.requests)
+    assert len(down(names, tmp_path / "again")) == 7
+    assert asked(connected, before).count("compress") == 0
+    assert set(content(tmp_path / "again")) == {path.name for path in files}
+
+
+def test_links_in_a_list_are_followed_as_they_are_alone(there, tmp_path):
+    files = many(there, 7)
+    (there / "link").symlink_to(files[0].name)
+    back = down([f"{there}/link", *map(str, files)], tmp_path / "back")
+    assert [row["size"] for row in back] == [8] * 8
+    assert not (tmp_path / "back/link").is_symlink()
+    up(sorted((tmp_path / "back").iterdir()), there / "sent", make_parents=True)
+    assert len(content(there / "sent")) == 8
+
+
+def test_a_file_of_a_list_that_vanishes_is_told(connected, there, tmp_path, monkeypatch):
+    files = many(there, 7)
+    compress = trees.files.compress
+
+    def gone(*args: Any, **given: Any) -> Any:
+        files[3].unlink()
+        return compress(*args, **given)
+
+    monkeypatch.setattr(trees.files, "compress", gone)
+    with pytest.raises(TransferError, match=r"6 files instead of 7"):
+        down([str(path) for path in files], tmp_path / "back")
+    assert list((tmp_path / "back").iterdir()) == []
