@@ -21,7 +21,7 @@ __all__ = [
     "split_glob",
 ]
 
-#: How the names of our own temporary directories start, on both sides. They are never part of a tree.
+#: How the names of our own temporary directories start, on both sides. No tree that moves holds them.
 HIDDEN = ".airflow-hpc-"
 
 _WILD = frozenset("*?[")
@@ -39,25 +39,30 @@ class Choice:
 
     :param include: what to take; nothing means everything
     :param exclude: what to leave out of that
+    :param ours: our own temporary directories are meant, too
     :raises InvalidInputError: a pattern cannot be understood
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    ours: bool = False
     _take: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
-    _leave: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _leave: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Compile."""
         taken = _compiled("include", self.include) if self.include else None
         object.__setattr__(self, "_take", taken)
-        object.__setattr__(self, "_leave", _compiled("exclude", (*self.exclude, HIDDEN + "*")))
+        left = self.exclude if self.ours else (*self.exclude, f"{HIDDEN}*")
+        object.__setattr__(self, "_leave", _compiled("exclude", left) if left else None)
 
     @classmethod
-    def of(cls, include: Iterable[str] | str, exclude: Iterable[str] | str) -> Choice:
+    def of(
+        cls, include: Iterable[str] | str, exclude: Iterable[str] | str = (), *, ours: bool = False
+    ) -> Choice:
         """From what a user gives: one pattern, or several."""
         one, other = ((given,) if isinstance(given, str) else tuple(given) for given in (include, exclude))
-        return cls(one, other)
+        return cls(one, other, ours)
 
     @property
     def everything(self) -> bool:
@@ -73,7 +78,7 @@ class Choice:
 
     def leaves(self, name: str) -> bool:
         """Whether something is left out with all that is below it."""
-        return self._leave.fullmatch(name) is not None
+        return self._leave is not None and self._leave.fullmatch(name) is not None
 
 
 class Taking(Protocol):

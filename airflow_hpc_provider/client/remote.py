@@ -148,7 +148,7 @@ def listing(
         raise InvalidInputError("kind", f"{kind!r} is none of {', '.join(KINDS)}.")
     if limit is not None and limit < 1:
         raise InvalidInputError("limit", f"must be 1 or more, not {limit}.")
-    choice = Choice.of(glob, ())
+    choice = Choice.of(glob, ours=True)
     base, found = _entries(client, system, path, recursive=recursive, hidden=hidden)
     wanted = sorted((entry for entry in found if _wants(choice, entry, kind)), key=lambda entry: entry.name)
     if limit is not None and len(wanted) > limit:
@@ -284,7 +284,7 @@ def _matching(
     client: Client, system: System, directory: str, pattern: str, *, missing_ok: bool
 ) -> dict[str, bool]:
     """What matches, and whether it is a directory."""
-    choice = Choice.of(f"/{pattern}", ())
+    choice = Choice.of(f"/{pattern}", ours=True)
     try:
         base, found = _entries(
             client, system, directory, recursive=False, hidden=pattern.startswith((".", "[."))

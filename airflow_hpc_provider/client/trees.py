@@ -247,7 +247,7 @@ def upload_files(
     """
     move, keeper = _move(client, system, wait, **means)
     mode = None if move.terms.preserve_mode else _USUAL
-    items = {item.name: replace(item, mode=mode) for item in survey(sources, Choice())}
+    items = {item.name: replace(item, mode=mode) for item in survey(sources, Choice(ours=True))}
     tree = _upload(move, list(items.values()), remote_path(target, "remote_path"), keeper, parents=parents)
     contents = tree.contents or {name: (item.size, _digest_of(item)) for name, item in items.items()}
     return _each(tree, sources, contents)
@@ -512,7 +512,10 @@ def download_files(
         return None
     move, _ = _move(client, system, wait, **means)
     with Unpacking(
-        target, preserve_mode=move.terms.preserve_mode, preserve_mtime=move.terms.preserve_mtime
+        target,
+        choice=Choice(ours=True),
+        preserve_mode=move.terms.preserve_mode,
+        preserve_mtime=move.terms.preserve_mtime,
     ) as unpacking:
         tree = _download(move, [plan], set(names), unpacking, None, base=directory)
     return _each(tree, names, tree.contents)

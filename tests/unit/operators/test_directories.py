@@ -237,6 +237,19 @@ def test_what_is_not_there_is_an_error_unless_that_is_fine(connected, there):
         delete(f"{there}/no/x*", allow_glob=True)
 
 
+def test_what_a_transfer_has_left_is_listed_and_deleted(connected, there):
+    left = there / ".airflow-hpc-0123456789abcdef"
+    left.mkdir()
+    (left / "0.tar.gz").write_bytes(b"archive")
+    assert listed(str(there), hidden=True, paths_only=True) == [str(left)]
+    assert listed(str(there), hidden=True, glob=".airflow-hpc-*", paths_only=True) == [str(left)]
+    assert listed(str(there), hidden=True, recursive=True, kind="file", paths_only=True) == [
+        f"{left}/0.tar.gz"
+    ]
+    assert delete(f"{there}/.airflow-hpc-*", allow_glob=True) == [str(left)]
+    assert not left.exists()
+
+
 def test_a_glob_deletes_what_matches_here_with_one_listing(connected, there):
     fill(there, "a.tmp", "b.tmp", ".c.tmp", "d.nc", "e.tmp/x", "sub/f.tmp")
     before = asked(connected, "ls")
