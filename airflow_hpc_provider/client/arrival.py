@@ -358,18 +358,19 @@ def sweep(side: Side, begun: Begun) -> None:
         log.warning("What is left of %s on system %s could not be removed: %s", landing, system.name, error)
 
 
-def until_over(client: Client, job: TransferJob) -> Job | None:
+def until_over(client: Client, system: str, job_id: str) -> Job | None:
     """Wait a moment for the end of a job that was cancelled, which may write until then.
 
     :param client: an open client
-    :param job: the job
-    :return: as it was seen last; None if it never was
+    :param system: where it is
+    :param job_id: id of the job
+    :return: the job as it was seen last; None if it never was
     """
     until, seen = time.monotonic() + _DIES_WITHIN, None
     with contextlib.suppress(HpcError):
-        while not (seen := client.send(jobs.get(job.system, job.job_id))).state.final:
+        while not (seen := client.send(jobs.get(system, job_id))).state.final:
             if time.monotonic() > until:
-                log.info("Job %s still ends.", job.job_id)
+                log.info("Job %s still ends.", job_id)
                 break
             time.sleep(_LOOK_AGAIN)
     return seen
@@ -382,7 +383,7 @@ def remove_written(side: Side, begun: Begun) -> None:
 
     :param begun: the upload
     """
-    job = until_over(side.client, begun.job)
+    job = until_over(side.client, begun.job.system, begun.job.job_id)
     if begun.landing is None and job is not None and job.state.succeeded:
         return
     sweep(side, begun)

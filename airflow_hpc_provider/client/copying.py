@@ -314,7 +314,7 @@ def remove_unfinished(
     :param wait: waits for a job that removes it
     :return: whether nothing is there any more
     """
-    until_over(client, begun.job)
+    until_over(client, system.name, begun.job.job_id)
     return _sweep(client, system, begun, wait=wait, account=account)
 
 
@@ -384,7 +384,7 @@ def _earlier(
         return begun
     if job is not None and not job.state.final:
         cancel_transfer(client, begun.job)
-        until_over(client, begun.job)
+        until_over(client, system.name, begun.job.job_id)
     if begun.move and _arrived(client, system, begun):
         log.info("%s was moved to %s by an earlier try.", begun.source, begun.target)
         journal.forget()

@@ -35,10 +35,11 @@ from .progress import amount
 from .spans import Spans
 from .storage import UrlExpiredError
 from .streamed import stream_down
+from .systems import System
 from .terms import Begun, Moved, Wait
 from .transfers import DownloadPlan
 
-__all__ = ["Download"]
+__all__ = ["Download", "download_name"]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Download:
         self._side = side
         self._source = source
         self._sink = sink
-        self._name = f"down {side.system.name} {source} {sink.name}"
+        self._name = download_name(side.system, source, sink.name)
         self._journal = Journal(side.keeper, self._name)
 
     def begin(self, stat: Stat | None, wait: Wait | None) -> Moved | Begun:
@@ -328,6 +329,11 @@ class Download:
                 self._sink.start(0, place)
         self._sink.discard()
         self._journal.forget()
+
+
+def download_name(system: System, source: str, sink: str) -> str:
+    """Under which a download is written down."""
+    return f"down {system.name} {source} {sink}"
 
 
 def _begun_in(about: JSONObject | None) -> Begun | None:

@@ -27,11 +27,13 @@ from .arrival import (
     remove_logs,
     remove_written,
     sweep,
+    until_over,
     verify,
 )
 from .checkpoint import Journal, Keeper
+from .choices import HIDDEN
 from .downloading import Download
-from .errors import NotFoundError, TransferError
+from .errors import HpcError, NotFoundError, TransferError
 from .files import Stat
 from .jobs import Job
 from .moving import Pace
@@ -56,9 +58,12 @@ __all__ = [
     "begin_upload",
     "cancel_transfer",
     "download_file",
+    "end_earlier",
     "finish_download",
     "finish_upload",
+    "remove_hidden",
     "remove_unfinished",
+    "remove_workspace",
     "upload_file",
 ]
 
@@ -258,6 +263,45 @@ def remove_unfinished(client: Client, system: System, begun: Begun, *, keeper: K
     """
     remove_written(_side(client, system), begun)
     Journal(keeper, begun.name).forget()
+
+
+def remove_workspace(client: Client, system: System, job_id: str, workspace: str) -> None:
+    """Remove the directory that a cancelled job of a tree worked in.
+
+    :param job_id: id of the job
+    :param workspace: absolute path of the directory
+    """
+    until_over(client, system.name, job_id)
+    remove_hidden(client, system, workspace)
+
+
+def end_earlier(client: Client, keeper: Keeper | None, name: str) -> None:
+    """End a transfer of an earlier try that nobody can go on with, and forget it.
+
+    :param name: under which it is written down
+    """
+    journal = Journal(keeper, name)
+    about, _ = journal.load()
+    if about is None:
+        return
+    with contextlib.suppress(TypeError, KeyError, ValueError, AttributeError):
+        begun = Begun.from_json(about["begun"])
+        if about.get("phase") != "done":
+            cancel_transfer(client, begun)
+    journal.forget()
+
+
+def remove_hidden(client: Client, system: System, path: str) -> None:
+    """Remove one of our own temporary directories; says so if that fails.
+
+    :param path: absolute path; of any other name than such a one has, nothing is removed
+    """
+    if not path.rpartition("/")[2].startswith(HIDDEN):
+        return
+    try:
+        client.send(files.remove(system.name, path, missing_ok=True))
+    except HpcError as error:
+        log.warning("%s on system %s could not be removed: %s", path, system.name, error)
 
 
 def _side(

@@ -11,12 +11,26 @@ from .errors import InvalidInputError
 from .jobs import Job
 from .transfers import TransferJob
 
-__all__ = ["Abandon", "Begun", "IfExists", "Moved", "Terms", "Verify", "Wait"]
+__all__ = ["Abandon", "Begun", "Halted", "IfExists", "Moved", "Over", "Terms", "Verify", "Wait"]
 
 Verify = Literal["auto", "always", "never"]
 IfExists = Literal["overwrite", "verify", "fail", "skip", "newer"]
 Wait = Callable[[str], Job]
 Abandon = Callable[[BaseException], bool]
+Over = Callable[[TransferJob, str], Job]
+
+
+class Halted(BaseException):
+    """Raised by who waits for a job of a tree: another process goes on by the same call, once it is over.
+
+    :param job: the job
+    :param workspace: the directory on the system that is left for it
+    """
+
+    def __init__(self, job: TransferJob, workspace: str) -> None:
+        super().__init__(job.job_id)
+        self.job = job
+        self.workspace = workspace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,17 +12,19 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from . import files, transfers
 from .archives import Item, LocalFiles, Packed, TarSource, survey
-from .arrival import cancel_transfer, check_transfer_job
+from .arrival import check_transfer_job, given_up
 from .calls import Call
-from .checkpoint import Keeper
+from .checkpoint import Journal, Keeper
 from .choices import HIDDEN, Choice, Names, Taking, escape, files_pattern, find_pattern, is_glob, split_glob
+from .downloading import download_name
 from .errors import (
     AccessDeniedError,
     BadRequestError,
@@ -41,13 +43,31 @@ from .paths import remote_path
 from .places import Source
 from .progress import amount
 from .session import Client
-from .staging import Means, download_file, upload_file
+from .staging import (
+    Means,
+    begin_download,
+    begin_upload,
+    end_earlier,
+    finish_download,
+    finish_upload,
+    remove_hidden,
+)
 from .systems import System, user_info
-from .terms import Abandon, Moved, Terms, Wait
+from .terms import Abandon, Begun, Halted, Moved, Over, Terms, Wait
 from .transfers import TransferJob
 from .unpacking import Unpacking
+from .uploading import upload_name
 
-__all__ = ["LocalFiles", "Tree", "download_files", "download_tree", "listed", "upload_files", "upload_tree"]
+__all__ = [
+    "Contents",
+    "LocalFiles",
+    "Tree",
+    "download_files",
+    "download_tree",
+    "listed",
+    "upload_files",
+    "upload_tree",
+]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -109,30 +129,50 @@ class _Move:
     waits: Wait
     account: str | None
     terms: Terms
+    keeper: Keeper | None
     abandon: Abandon
     pace: Pace | None
+    over: Over | None
 
     def wait(self, job_id: str) -> Job:
         time.sleep(_PATIENCE)
         return self.waits(job_id)
 
+    def ended(self, job: TransferJob, stay: _Stay) -> Job:
+        """The last record of a job that may take long: who waits for it may leave the rest to another."""
+        with given_up(self.client, job, partial(self.gives_up, stay)):
+            if self.over is None or not stay.alone:
+                return self.wait(job.job_id)
+            time.sleep(_PATIENCE)
+            return self.over(job, stay.room or "")
+
     def send(self, call: Call[T]) -> T:
         return self.client.send(call)
 
-    def carried(self, compression: Compression) -> Terms:
-        """Terms for an archive: a compressed one holds a checksum of its own, which unpacking compares."""
+    def means(self, compression: Compression, stay: _Stay) -> Means:
+        """How an archive travels: a compressed one holds a checksum of its own, which unpacking compares."""
         verify = "never" if self.terms.verify == "auto" and compression != "none" else self.terms.verify
-        return replace(self.terms, verify=verify, atomic=False, preserve_mode=False, preserve_mtime=False)
+        terms = replace(self.terms, verify=verify, atomic=False, preserve_mode=False, preserve_mtime=False)
+        return Means(
+            account=self.account,
+            terms=terms,
+            keeper=self.keeper,
+            abandon=partial(self.gives_up, stay),
+            pace=self.pace,
+        )
 
-    def by_job(self, call: Call[TransferJob]) -> None:
-        """Let a job do it. Its exit code says nothing, so its log is read."""
-        job = self.send(call)
+    def by_job(self, call: Call[TransferJob], stay: _Stay, archive: str) -> None:
+        """Let a job do it, or go on with an earlier try's. Its exit code says nothing: its log is read."""
+        job = stay.job
+        if job is None:
+            job = self.send(call)
+            stay.keep(job=asdict(job), archive=archive)
         try:
-            ended = self.wait(job.job_id)
-        except BaseException:
-            # Whatever it would still write is to be removed: nothing is left for another try.
-            cancel_transfer(self.client, job)
+            ended = self.ended(job, stay)
+        except Exception:
+            stay.keep(job=None)
             raise
+        stay.keep(job=None)
         check_transfer_job(self.client, job, ended)
         said = self._tail(job.output_log)
         if "successfully" not in said:
@@ -146,36 +186,138 @@ class _Move:
             return str(error)
 
     @contextlib.contextmanager
-    def workspace(self, path: str, *, private: bool, parents: bool, kept: bool = False) -> Iterator[str]:
-        """A directory on the system that is gone at the end.
+    def workspace(self, stay: _Stay, path: str, *, private: bool, parents: bool) -> Iterator[str]:
+        """A directory on the system that is gone at the end, unless another try is to go on in it.
 
         :param private: nobody else may look into it
         :param parents: also make the directories above
-        :param kept: it stays if another try is to go on with what is in it
         """
+        if not stay.resumes or stay.room != path:
+            if stay.moving is not None:
+                end_earlier(self.client, self.keeper, stay.moving)
+            if stay.room is not None:
+                remove_hidden(self.client, self.system, stay.room)
+            stay.begin(path)
         made = True
         try:
-            try:
-                self.send(files.make_directory(self.system.name, path, parents=parents))
-            except HpcError as error:
-                made = error.ambiguous
-                raise
-            if private:
-                self.send(files.change_mode(self.system.name, path, 0o700))
+            if not stay.resumes:
+                try:
+                    self.send(files.make_directory(self.system.name, path, parents=parents))
+                except HpcError as error:
+                    made = error.ambiguous
+                    raise
+                if private:
+                    self.send(files.change_mode(self.system.name, path, 0o700))
+                stay.keep(made=True)
             yield path
         except BaseException as error:
-            if kept and not isinstance(error, Exception) and not self.abandon(error):
-                made = False
+            if self.gives_up(stay, error):
+                self._clear(stay, path if made else None)
             raise
-        finally:
-            if made:
-                self._remove(path)
+        self._clear(stay, path)
 
-    def _remove(self, path: str) -> None:
+    def gives_up(self, stay: _Stay, error: BaseException) -> bool:
+        """Whether no other try goes on with what is there."""
+        if self.keeper is None or (isinstance(error, Exception) and not stay.sound):
+            return True
+        return self.abandon(error)
+
+    def _clear(self, stay: _Stay, path: str | None) -> None:
+        if path is not None:
+            remove_hidden(self.client, self.system, path)
+        stay.forget()
+
+
+class _Stay:
+    """What is written down of a tree under way, for another try: to go on with it, or to remove what is left.
+
+    :param keeper: where it is kept; None to keep none
+    :param name: what is moved where
+    """
+
+    def __init__(self, keeper: Keeper | None, name: str) -> None:
+        self._journal = Journal(keeper, name)
+        about, self._ours = self._journal.load()
+        self._about = about or {}
+        #: The directory on this side.
+        self.here = self._text("here")
+        #: Only the wait for what travels alone can be left to another process.
+        self.alone = True
+        #: What is there is good, whatever error ends this try.
+        self.sound = False
+
+    @property
+    def room(self) -> str | None:
+        """The directory on the system."""
+        return self._text("room")
+
+    @property
+    def resumes(self) -> bool:
+        """The directory on the system is there, and this try may use it."""
+        return self._ours and self.room is not None and bool(self._about.get("made"))
+
+    @property
+    def job(self) -> TransferJob | None:
+        """A job that packs or unpacks."""
         try:
-            self.send(files.remove(self.system.name, path, missing_ok=True))
-        except HpcError as error:
-            log.warning("%s on system %s could not be removed: %s", path, self.system.name, error)
+            return TransferJob(**self._about["job"]) if self._ours else None
+        except (KeyError, TypeError):
+            return None
+
+    @property
+    def moving(self) -> str | None:
+        """Under which name the transfer of an archive is written down."""
+        return self._text("moving")
+
+    @property
+    def archive(self) -> str:
+        """What that job packs or unpacks."""
+        return self._text("archive") or ""
+
+    def packs(self, plans: Sequence[_Plan]) -> bool:
+        """Whether an earlier try has archives of the same plans, or a job that makes one."""
+        same = self.resumes and self._about.get("plans") == _plain(plans)
+        return same and bool(self._about.get("packed") or self.job)
+
+    @property
+    def packed(self) -> dict[str, str]:
+        """The archives that are there, by their numbers."""
+        return dict(self._about.get("packed") or {})
+
+    def begin(self, room: str) -> None:
+        """Write a directory down that is to be made."""
+        self._ours = True
+        self._about = {"room": room}
+        self.keep()
+
+    def keep(self, **more: Any) -> None:
+        """Write more down."""
+        self._about |= {"here": self.here, **more}
+        self._journal.save(self._about)
+
+    def forget(self) -> None:
+        """All is removed."""
+        self._about = {}
+        self._journal.forget()
+
+    def _text(self, key: str) -> str | None:
+        value = self._about.get(key)
+        return value if isinstance(value, str) else None
+
+
+def _fetch(move: _Move, archive: str, here: Path, stay: _Stay) -> Moved:
+    """Download one archive."""
+    means = move.means("gzip", stay)
+    stay.keep(moving=download_name(move.system, archive, here.name))
+    begun = begin_download(move.client, move.system, archive, here, **means)
+    if isinstance(begun, Moved):
+        return begun
+    ended = move.ended(begun.job, stay)
+    return finish_download(move.client, move.system, begun, ended, here, wait=move.wait, **means)
+
+
+def _plain(plans: Sequence[_Plan]) -> list[list[str | None]]:
+    return [[plan.path, plan.below, plan.pattern] for plan in plans]
 
 
 def upload_tree(
@@ -188,11 +330,8 @@ def upload_tree(
     include: Iterable[str] | str = (),
     exclude: Iterable[str] | str = (),
     max_bytes: int | None = None,
-    account: str | None = None,
-    terms: Terms | None = None,
-    keeper: Keeper | None = None,
-    abandon: Abandon = _always,
-    pace: Pace | None = None,
+    over: Over | None = None,
+    **means: Unpack[Means],
 ) -> Tree:
     """Copy many files to a directory of a system, which is made if it is not there, else merged with them.
 
@@ -206,23 +345,19 @@ def upload_tree(
     :param include: patterns of what to take, see :class:`.choices.Choice`
     :param exclude: patterns of what to leave out of that
     :param max_bytes: how large all files together may be
-    :param account: account for transfer jobs
-    :param terms: how; ``if_exists`` must be ``overwrite``
-    :param keeper: where a large transfer is written down, so that another process can go on with it
-    :param abandon: see :func:`.staging.upload_file`
-    :param pace: how fast, and whom to tell
+    :param over: waits for a job that may take long, told the job and the directory on the system that must
+        stay meanwhile. It may raise :class:`.terms.Halted` if there is a keeper: then the same call, perhaps
+        of another process, goes on once the job is over. None: ``wait`` waits
+    :param means: see :class:`.staging.Means`; ``if_exists`` must be ``overwrite``
     :raises InvalidInputError: a file is missing or unreadable, or too much is to be moved
     :raises TransferError: a file changed meanwhile, or what arrived is not what was sent
     """
-    path, terms = remote_path(target, "remote_path"), _checked(terms)
+    path, move = remote_path(target, "remote_path"), _move(client, system, wait, over, **means)
     items = survey(source, Choice.of(include, exclude), max_bytes=max_bytes)
-    move = _Move(
-        client=client, system=system, waits=wait, account=account, terms=terms, abandon=abandon, pace=pace
-    )
     if not items:
         move.send(files.make_directory(system.name, path, parents=True))
         return _uploaded(path, items, ())
-    return _upload(move, items, path, keeper, parents=True)
+    return _upload(move, items, path, parents=True)
 
 
 def upload_files(
@@ -233,6 +368,7 @@ def upload_files(
     *,
     wait: Wait,
     parents: bool,
+    over: Over | None = None,
     **means: Unpack[Means],
 ) -> dict[str, Moved]:
     """Copy small files into a directory of a system as one archive; they end as if each had gone alone.
@@ -241,14 +377,15 @@ def upload_files(
     :param target: absolute path of the directory
     :param wait: waits for a job of this id and returns its last record
     :param parents: make the directory if it is not there, with those above it
+    :param over: see :func:`upload_tree`
     :param means: see :class:`.staging.Means`; ``if_exists`` must be ``overwrite``
     :return: what was moved, by its name
     :raises TransferError: a file changed meanwhile, or what arrived is not what was sent
     """
-    move, keeper = _move(client, system, wait, **means)
+    move = _move(client, system, wait, over, **means)
     mode = None if move.terms.preserve_mode else _USUAL
     items = {item.name: replace(item, mode=mode) for item in survey(sources, Choice(ours=True))}
-    tree = _upload(move, list(items.values()), remote_path(target, "remote_path"), keeper, parents=parents)
+    tree = _upload(move, list(items.values()), remote_path(target, "remote_path"), parents=parents)
     contents = tree.contents or {name: (item.size, _digest_of(item)) for name, item in items.items()}
     return _each(tree, sources, contents)
 
@@ -276,26 +413,28 @@ def _move(
     client: Client,
     system: System,
     wait: Wait,
+    over: Over | None,
     *,
     account: str | None = None,
     terms: Terms | None = None,
     keeper: Keeper | None = None,
     abandon: Abandon = _always,
     pace: Pace | None = None,
-) -> tuple[_Move, Keeper | None]:
-    move = _Move(
+) -> _Move:
+    return _Move(
         client=client,
         system=system,
         waits=wait,
+        over=over,
         account=account,
         terms=_checked(terms),
+        keeper=keeper,
         abandon=abandon,
         pace=pace,
     )
-    return move, keeper
 
 
-def _upload(move: _Move, items: Sequence[Item], path: str, keeper: Keeper | None, *, parents: bool) -> Tree:
+def _upload(move: _Move, items: Sequence[Item], path: str, *, parents: bool) -> Tree:
     """Pack, send and unpack."""
     system, total = move.system, sum(item.size for item in items)
     contents: Contents = {}
@@ -317,15 +456,19 @@ def _upload(move: _Move, items: Sequence[Item], path: str, keeper: Keeper | None
             *(amount(total), path, len(sources), amount(sum(each.size for each in sources))),
         )
         # Another try goes on with an archive of the same content and name.
-        token = sources[0].fingerprint()[:16] if keeper is not None else secrets.token_hex(8)
+        token = sources[0].fingerprint()[:16] if move.keeper is not None else secrets.token_hex(8)
         room = f"{path.rstrip('/')}/{HIDDEN}{token}"
         private = any(item.private for item in items)
-        with move.workspace(room, private=private, parents=parents, kept=keeper is not None):
+        stay = _Stay(move.keeper, f"tree up {system.name} {path}")
+        stay.alone = len(sources) == 1
+        with move.workspace(stay, room, private=private, parents=parents):
             slow = total > _SLOW
             for number, each in enumerate(sources):
                 archive = f"{room}/{number}.tar{'.gz' if compression == 'gzip' else ''}"
-                _send(move, each, archive, keeper, compression)
-                slow = _extract(move, archive, path, compression, slow=slow)
+                if stay.job is None or stay.archive != archive:
+                    stay.keep(job=None)
+                    _send(move, each, archive, stay, compression)
+                slow = _extract(move, archive, path, stay, compression, slow=slow)
             _compare(move, path, items)
     tree = _uploaded(path, items, [each.size for each in sources], contents)
     return replace(tree, staged=any(each.size > system.max_direct_bytes for each in sources))
@@ -349,7 +492,7 @@ def _uploaded(
     )
 
 
-def _send(move: _Move, source: Source, archive: str, keeper: Keeper | None, compression: Compression) -> None:
+def _send(move: _Move, source: Source, archive: str, stay: _Stay, compression: Compression) -> None:
     """Upload one archive."""
     system = move.system
     if source.size <= system.max_direct_bytes and move.terms.verify != "always" and compression == "gzip":
@@ -360,27 +503,23 @@ def _send(move: _Move, source: Source, archive: str, keeper: Keeper | None, comp
             content += source.read_at(len(content), source.size - len(content))
         move.send(files.upload(system.name, directory, name, content))
         return
-    upload_file(
-        move.client,
-        system,
-        source,
-        archive,
-        wait=move.wait,
-        account=move.account,
-        terms=move.carried(compression),
-        keeper=keeper,
-        abandon=move.abandon,
-        pace=move.pace,
-    )
+    means = move.means(compression, stay)
+    stay.keep(moving=upload_name(system, source, archive))
+    begun = begin_upload(move.client, system, source, archive, **means)
+    if isinstance(begun, Begun):
+        ended = move.ended(begun.job, stay)
+        finish_upload(move.client, system, begun, ended, wait=move.wait, **means)
 
 
-def _extract(move: _Move, archive: str, target: str, compression: Compression, *, slow: bool) -> bool:
+def _extract(
+    move: _Move, archive: str, target: str, stay: _Stay, compression: Compression, *, slow: bool
+) -> bool:
     """Unpack an archive on the system.
 
     :return: whether the gateway has no patience for it
     """
     name = move.system.name
-    if not slow:
+    if not slow and stay.job is None:
         try:
             move.send(files.extract(name, archive, target, compression=compression))
         except UnavailableError as error:
@@ -391,7 +530,8 @@ def _extract(move: _Move, archive: str, target: str, compression: Compression, *
             ) from error
         else:
             return False
-    move.by_job(transfers.extract(name, archive, target, compression=compression, account=move.account))
+    call = transfers.extract(name, archive, target, compression=compression, account=move.account)
+    move.by_job(call, stay, archive)
     return True
 
 
@@ -444,11 +584,9 @@ def download_tree(
     include: Iterable[str] | str = (),
     exclude: Iterable[str] | str = (),
     max_bytes: int | None = None,
-    account: str | None = None,
-    terms: Terms | None = None,
-    abandon: Abandon = _always,
-    pace: Pace | None = None,
     workspace: str | None = None,
+    over: Over | None = None,
+    **means: Unpack[Means],
 ) -> Tree:
     """Copy many files from a system to a directory, which is made if it is not there, else merged with them.
 
@@ -461,28 +599,31 @@ def download_tree(
     :param include: patterns of what to take, see :class:`.choices.Choice`
     :param exclude: patterns of what to leave out of that
     :param max_bytes: how large all files together may be
-    :param account: account for transfer jobs
-    :param terms: how; ``if_exists`` must be ``overwrite``
-    :param abandon: see :func:`.staging.download_file`
-    :param pace: how fast, and whom to tell
     :param workspace: directory on the system where the archive may lie meanwhile; else it lies beside the
         source or, if that cannot be written to, in the user's own directory
+    :param over: see :func:`upload_tree`
+    :param means: see :class:`.staging.Means`; ``if_exists`` must be ``overwrite``
     :raises InvalidInputError: there is nothing to move, or too much
     :raises TransferError: the archive is damaged or too large, or holds what could reach out of the target
     """
-    terms, choice = _checked(terms), Choice.of(include, exclude)
-    move = _Move(
-        client=client, system=system, waits=wait, account=account, terms=terms, abandon=abandon, pace=pace
-    )
+    move, choice = _move(client, system, wait, over, **means), Choice.of(include, exclude)
     picks = _picks(source)
-    with Unpacking(target, choice=choice, max_bytes=max_bytes) as unpacking:
-        plans: list[_Plan] = []
-        expected: set[str] | None = set()
-        for pick in picks:
-            more, names = _planned(move, pick, choice, max_bytes)
-            plans += more
-            expected = None if expected is None or names is None else expected | names
-        return _download(move, plans, expected, unpacking, workspace, base=picks[0].base)
+    stay = _Stay(move.keeper, f"tree down {system.name} {picks[0].base} {target}")
+    unpacking = Unpacking(
+        target, choice=choice, max_bytes=max_bytes, left=stay.here, keeps=_keeps_here(move, stay)
+    )
+    plans: list[_Plan] = []
+    expected: set[str] | None = set()
+    for pick in picks:
+        more, names = _planned(move, pick, choice, max_bytes)
+        plans += more
+        expected = None if expected is None or names is None else expected | names
+    return _download(move, plans, expected, unpacking, stay, workspace=workspace, base=picks[0].base)
+
+
+def _keeps_here(move: _Move, stay: _Stay) -> Callable[[BaseException], bool]:
+    """Whether the directory on this side is of use to another try: one that is halted may go on elsewhere."""
+    return lambda error: not isinstance(error, Halted) and not move.gives_up(stay, error)
 
 
 def download_files(
@@ -494,6 +635,7 @@ def download_files(
     names: Sequence[str],
     entries: Sequence[Entry],
     wait: Wait,
+    over: Over | None = None,
     **means: Unpack[Means],
 ) -> dict[str, Moved] | None:
     """Copy small files from a directory of a system as one archive; they end as if each had come alone.
@@ -503,6 +645,7 @@ def download_files(
     :param names: their names in it
     :param entries: what is in it, with what is hidden
     :param wait: waits for a job of this id and returns its last record
+    :param over: see :func:`upload_tree`
     :param means: see :class:`.staging.Means`; ``if_exists`` must be ``overwrite``
     :return: what was moved, by its name; None if no archive would hold them without much else
     :raises TransferError: the archive is damaged, or the files are not there any more
@@ -510,14 +653,17 @@ def download_files(
     plan = _plan_of_files(directory, names, entries)
     if plan is None:
         return None
-    move, _ = _move(client, system, wait, **means)
-    with Unpacking(
+    move = _move(client, system, wait, over, **means)
+    stay = _Stay(move.keeper, f"tree down {system.name} {directory} {target}")
+    unpacking = Unpacking(
         target,
         choice=Choice(ours=True),
         preserve_mode=move.terms.preserve_mode,
         preserve_mtime=move.terms.preserve_mtime,
-    ) as unpacking:
-        tree = _download(move, [plan], set(names), unpacking, None, base=directory)
+        left=stay.here,
+        keeps=_keeps_here(move, stay),
+    )
+    tree = _download(move, [plan], set(names), unpacking, stay, base=directory)
     return _each(tree, names, tree.contents)
 
 
@@ -553,42 +699,43 @@ def _download(
     plans: Sequence[_Plan],
     expected: set[str] | None,
     unpacking: Unpacking,
-    workspace: str | None,
+    stay: _Stay,
     *,
     base: str,
+    workspace: str | None = None,
 ) -> Tree:
     """Pack, fetch and unpack.
 
     :param expected: what should come, if that is known
     :param base: what to call it
     """
-    packed, staged = 0, False
-    with _somewhere(move, plans[0].path, workspace) as room:
-        slow = False
+    packed, staged, slow = 0, False, False
+    stay.alone, stay.here = len(plans) == 1, str(unpacking.room)
+    with _somewhere(move, stay, plans, workspace) as room, unpacking:
+        stay.keep(plans=_plain(plans))
+        made = stay.packed
         for number, plan in enumerate(plans):
-            archive, slow = _compress(move, plan, f"{room}/{number}", slow=slow or plan.size > _SLOW)
+            archive = made.get(str(number))
+            if archive is None:
+                archive, slow = _compress(
+                    move, plan, f"{room}/{number}", stay, slow=slow or plan.size > _SLOW
+                )
+                made[str(number)] = archive
+                stay.keep(packed=made)
             here = unpacking.room / str(number)
-            moved = download_file(
-                move.client,
-                move.system,
-                archive,
-                here,
-                wait=move.wait,
-                account=move.account,
-                terms=move.carried("gzip"),
-                abandon=move.abandon,
-                pace=move.pace,
-            )
+            stay.sound = True
+            moved = _fetch(move, archive, here, stay)
+            stay.sound = False
             packed, staged = packed + moved.size, staged or moved.staged
             root = plan.path.rpartition("/")[2]
             unpacking.take(here, root=root, below=plan.below, only=plan.only)
             here.unlink()
-    if expected is not None and unpacking.count < len(expected):
-        raise TransferError(
-            f"The archive holds {unpacking.count} files instead of {len(expected)}: "
-            f"{base} on system {move.system.name} changed while it was packed."
-        )
-    unpacked = unpacking.commit()
+        if expected is not None and unpacking.count < len(expected):
+            raise TransferError(
+                f"The archive holds {unpacking.count} files instead of {len(expected)}: "
+                f"{base} on system {move.system.name} changed while it was packed."
+            )
+        unpacked = unpacking.commit()
     log.info("%d files (%s) are in %s.", len(unpacked.files), amount(unpacked.size), unpacking.target)
     return Tree(
         path=base,
@@ -763,17 +910,20 @@ def _sum(entries: Iterable[Entry]) -> int:
 
 
 @contextlib.contextmanager
-def _somewhere(move: _Move, source: str, workspace: str | None) -> Iterator[str]:
+def _somewhere(move: _Move, stay: _Stay, plans: Sequence[_Plan], workspace: str | None) -> Iterator[str]:
     """A directory for archives: where the user says, beside the source, or in the user's own directory."""
     with contextlib.ExitStack() as stack:
-        yield _room(move, source, workspace, stack)
+        if stay.room is not None and stay.packs(plans):
+            yield stack.enter_context(move.workspace(stay, stay.room, private=True, parents=False))
+        else:
+            yield _room(move, stay, plans[0].path, workspace, stack)
 
 
-def _room(move: _Move, source: str, workspace: str | None, stack: contextlib.ExitStack) -> str:
+def _room(move: _Move, stay: _Stay, source: str, workspace: str | None, stack: contextlib.ExitStack) -> str:
     def enter(directory: str) -> str:
         # The gateway does not quote it when it stages the archive.
         path = remote_path(f"{directory}/{HIDDEN}{secrets.token_hex(8)}", "workspace", unquoted=True)
-        return stack.enter_context(move.workspace(path, private=True, parents=False))
+        return stack.enter_context(move.workspace(stay, path, private=True, parents=False))
 
     if workspace is not None:
         return enter(workspace)
@@ -787,13 +937,13 @@ def _room(move: _Move, source: str, workspace: str | None, stack: contextlib.Exi
     return enter(f"{base.rstrip('/')}/{move.send(user_info(move.system.name)).name}")
 
 
-def _compress(move: _Move, plan: _Plan, stem: str, *, slow: bool) -> tuple[str, bool]:
+def _compress(move: _Move, plan: _Plan, stem: str, stay: _Stay, *, slow: bool) -> tuple[str, bool]:
     """Make an archive on the system.
 
     :return: its path, and whether the gateway has no patience for it
     """
-    name, archive = move.system.name, f"{stem}.tar.gz"
-    if not slow:
+    name, archive = move.system.name, stay.archive if stay.job else f"{stem}.tar.gz"
+    if not slow and stay.job is None:
         try:
             move.send(files.compress(name, plan.path, archive, pattern=plan.pattern))
         except UnavailableError as error:
@@ -807,7 +957,8 @@ def _compress(move: _Move, plan: _Plan, stem: str, *, slow: bool) -> tuple[str, 
             ) from error
         else:
             return archive, False
-    move.by_job(transfers.compress(name, plan.path, archive, pattern=plan.pattern, account=move.account))
+    call = transfers.compress(name, plan.path, archive, pattern=plan.pattern, account=move.account)
+    move.by_job(call, stay, archive)
     return archive, True
 
 

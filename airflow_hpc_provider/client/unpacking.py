@@ -11,12 +11,12 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import stat as modes
 import tarfile
-import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from gzip import BadGzipFile, GzipFile
 from pathlib import Path
@@ -39,6 +39,10 @@ _PERMISSIONS = 0o777
 _OURS = 0o700
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _never(_: BaseException) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,8 @@ class Unpacking:
     :param max_bytes: how large all files together may be
     :param preserve_mode: give files the permissions in the archive, else the usual ones
     :param preserve_mtime: give files the time in the archive
+    :param left: hidden directory of an earlier try, to be used again
+    :param keeps: asked of an error that ends it: whether the hidden directory stays for another try
     :raises InvalidInputError: the target is no directory, or has none to be in
     """
 
@@ -78,6 +84,8 @@ class Unpacking:
         max_bytes: int | None = None,
         preserve_mode: bool = True,
         preserve_mtime: bool = True,
+        left: str | None = None,
+        keeps: Callable[[BaseException], bool] = _never,
     ) -> None:
         if os.path.lexists(target) and not target.is_dir():
             raise InvalidInputError("local_path", f"{target} is no directory.")
@@ -98,13 +106,18 @@ class Unpacking:
         self._only: Taking | None = None
         self._size = 0
         self._members = 0
-        self._temporary: Path | None = None
+        self._keeps = keeps
+        beside = target if target.is_dir() else target.parent
+        self._left = self._ours(left)
+        self._temporary = self._left or beside / f"{HIDDEN}{secrets.token_hex(8)}"
 
     def __enter__(self) -> Self:
         """Make the hidden directory: in the target, or beside it if there is none yet."""
         with self._telling():
-            beside = self._target if self._target.is_dir() else self._target.parent
-            self._temporary = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=beside))
+            if self._left is None:
+                self._temporary.mkdir(mode=_OURS)
+            else:
+                shutil.rmtree(self._tree, ignore_errors=True)
             self._tree.mkdir(mode=_OURS)
         return self
 
@@ -112,8 +125,19 @@ class Unpacking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the hidden directory."""
-        if self._temporary is not None:
+        if error is None or not self._keeps(error):
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _ours(self, left: str | None) -> Path | None:
+        """A directory that an earlier try has left here, if it can be nothing else."""
+        path = Path(left or "")
+        if not path.name.startswith(HIDDEN) or path.parent not in (self._target, self._target.parent):
+            return None
+        try:
+            info = path.lstat()
+        except OSError:
+            return None
+        return path if modes.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() else None
 
     @property
     def target(self) -> Path:
@@ -123,8 +147,6 @@ class Unpacking:
     @property
     def room(self) -> Path:
         """A directory for the archives, on the same disk, that is removed at the end."""
-        if self._temporary is None:
-            raise ValueError("not entered")
         return self._temporary
 
     @property

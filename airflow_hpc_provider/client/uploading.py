@@ -38,11 +38,12 @@ from .places import Source
 from .progress import amount
 from .storage import UrlExpiredError, expires_at
 from .streamed import stream_up
+from .systems import System
 from .terms import Begun, Moved, Wait
 from .transfers import UploadPlan
 from .wake import wake
 
-__all__ = ["Upload", "note_done"]
+__all__ = ["Upload", "note_done", "upload_name"]
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Upload:
         self._side = side
         self._source = source
         self._target = target
-        self._name = f"up {side.system.name} {source.name} {target}"
+        self._name = upload_name(side.system, source, target)
         self._journal = Journal(side.keeper, self._name)
 
     def begin(self, wait: Wait | None) -> Moved | Begun:
@@ -353,6 +354,11 @@ class _Sent:
             return cls(begun=begun, part_size=int(plain["part_size"]), count=int(plain["count"]))
         except (TypeError, KeyError, ValueError, AttributeError):
             return None
+
+
+def upload_name(system: System, source: Source, target: str) -> str:
+    """Under which an upload is written down."""
+    return f"up {system.name} {source.name} {target}"
 
 
 def note_done(journal: Journal, moved: Moved, seen: Stat) -> None:

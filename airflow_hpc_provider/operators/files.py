@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_hpc_provider.client.calls import JSONObject
 from airflow_hpc_provider.client.errors import InvalidInputError, TransferError
 from airflow_hpc_provider.tasks import carried
-from airflow_hpc_provider.watch import Verdict
+from airflow_hpc_provider.watch import Outcome, Verdict
 
 from . import named
 from .moving import TransferOperator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_hpc_provider.client.session import Client
     from airflow_hpc_provider.client.staging import Begun, Moved, Pace, Terms
     from airflow_hpc_provider.client.systems import System
+    from airflow_hpc_provider.client.transfers import TransferJob
     from airflow_hpc_provider.client.trees import LocalFiles, Tree
     from airflow_hpc_provider.endpoints import Endpoint
 
@@ -121,7 +123,62 @@ class _FilesOperator(TransferOperator):
     def execute_complete(self, context: Any, event: Any) -> JSONObject | list[JSONObject]:
         """Go on with the file whose job is over, and with those behind it."""
         verdict, carry = carried(event)
-        return self._told(context, self._run(context, _Progress.from_json(carry, verdict)))
+        if "workspace" in carry:
+            self._check_halted(context, verdict, carry)
+            progress = _Progress(packed=dict(carry["packed"]))
+        else:
+            progress = _Progress.from_json(carry, verdict)
+        return self._told(context, self._run(context, progress))
+
+    def _check_halted(self, context: Any, verdict: Verdict, carry: JSONObject) -> None:
+        """Go on with an archive only if its job is over; else remove what nobody will go on with."""
+        from airflow_hpc_provider.client.staging import remove_workspace
+        from airflow_hpc_provider.client.transfers import TransferJob
+
+        if verdict.outcome is Outcome.DONE:
+            return
+        job, hook = TransferJob(**carry["job"]), self.hook
+        with self._while_moving(context) as kept, hook.client() as client:
+            try:
+                self._resumed(client, verdict, job, kept)
+            except BaseException as error:
+                if kept["abandon"](error):
+                    remove_workspace(client, hook.system(client, job.system), job.job_id, carry["workspace"])
+                raise
+
+    def _over(self, client: Client, job: TransferJob, workspace: str, *, defer: bool) -> Job:
+        """Wait for a job of an archive."""
+        from airflow_hpc_provider.client.terms import Halted
+
+        ended = self._ended(client, job, defer=defer)
+        if ended is None:
+            raise Halted(job, workspace)
+        return ended
+
+    @contextlib.contextmanager
+    def _moving_tree(
+        self, context: Any, client: Client, system: System, packed: Mapping[int, JSONObject] | None = None
+    ) -> Iterator[JSONObject]:
+        """Arguments of a tree's move, whose wait for a long job leaves the worker.
+
+        :param packed: what the resumed task need not move any more
+        """
+        from airflow_hpc_provider.client.terms import Halted
+
+        wait = self._wait(client, system)
+        try:
+            with self._while_moving(context) as kept:
+                keeper, defers = kept["keeper"], self._defers(kept)
+
+                over = functools.partial(self._over, client, defer=defers and keeper is not None)
+                yield {"wait": wait, "over": over, **kept}
+        except Halted as halted:
+            carry = {
+                "workspace": halted.workspace,
+                "job": asdict(halted.job),
+                "packed": list((packed or {}).items()),
+            }
+            self._defer_until_over(context, halted.job, carry, workspace=halted.workspace)
 
     def _told(self, context: Any, moved: JSONObject | list[JSONObject]) -> JSONObject | list[JSONObject]:
         """Tell the events of the outlets what was moved."""
@@ -319,7 +376,7 @@ class HpcUploadOperator(_FilesOperator):
     :param preserve_mode: give the copy the permissions of the original
     :param account: account for the transfer job of a large file. Default: the connection's
     :param deferrable: where the job of a large file is not over within five seconds, wait for it in the
-        triggerer, without holding a worker. The jobs of archives are waited for in the worker.
+        triggerer, without holding a worker. So are the jobs of an archive, if it travels alone.
         Default: Airflow's ``[operators] default_deferrable``
     :param poll_interval: seconds between two looks at that job at the most
     :param gateway_patience: seconds for which a gateway that cannot be asked about that job is waited for, or
@@ -386,16 +443,9 @@ class HpcUploadOperator(_FilesOperator):
             }
             if is_tree:
                 target = remote_path(path, "remote_path")
-                with self._while_moving(context) as kept:
-                    tree = self._as_archive(
-                        client,
-                        system,
-                        named.local_files(here, several=several),
-                        target,
-                        **chosen,
-                        **how,
-                        **kept,
-                    )
+                source = named.local_files(here, several=several)
+                with self._moving_tree(context, client, system) as moving:
+                    tree = self._as_archive(client, system, source, target, **chosen, **how, **moving)
                 names = [str(one) for one in here]
                 return self._summary(tree, system.name, target, names if several else names[0])
             if into := several or path.endswith("/"):
@@ -522,11 +572,8 @@ class HpcUploadOperator(_FilesOperator):
         if not numbers:
             return {}
         sources = {local[number].name: local[number] for number in numbers}
-        wait = self._wait(client, system)
-        with self._while_moving(context) as kept, named.naming("local_path"):
-            moved = upload_files(
-                client, system, sources, target, wait=wait, parents=self.make_parents, **how, **kept
-            )
+        with self._moving_tree(context, client, system) as moving, named.naming("local_path"):
+            moved = upload_files(client, system, sources, target, parents=self.make_parents, **how, **moving)
         return self._reports(moved, system, {number: here[number] for number in numbers})
 
     def _as_archive(
@@ -534,14 +581,14 @@ class HpcUploadOperator(_FilesOperator):
     ) -> Tree:
         from airflow_hpc_provider.client.trees import upload_tree
 
-        wait = self._wait(client, system)
         with named.naming("local_path"):
-            return upload_tree(client, system, source, target, wait=wait, **options)
+            return upload_tree(client, system, source, target, **options)
 
     def _in_archive(self, client: Client, system: System, here: Path, target: str, **options: Any) -> Moved:
         """Upload one file under a name that no shell may see."""
         directory, _, name = target.rpartition("/")
-        tree = self._as_archive(client, system, {name: here}, directory, **options)
+        wait = self._wait(client, system)
+        tree = self._as_archive(client, system, {name: here}, directory, wait=wait, **options)
         return _moved(tree, target)
 
     def _swept(self, begun: Begun) -> Begun | None:
@@ -554,8 +601,9 @@ class HpcDownloadOperator(_FilesOperator):
     Small files come directly, large ones through S3 staging. A directory, a glob, or a list that holds one
     comes as one compressed archive, in about ten requests however many files it holds; their modes, times and
     links are kept, and nothing appears before all of it is here. So does a file whose name the gateway cannot
-    be told, such as one with a quote in it. Of a list of files, the small ones of one directory come as one
-    archive, by the rules of :class:`HpcUploadOperator`, unless much that is not wanted would come with them.
+    be told, such as one with a quote in it; it cannot come into a storage. Of a list of files, the small ones
+    of one directory come as one archive, by the rules of :class:`HpcUploadOperator`, unless much that is not
+    wanted would come with them.
 
     A directory stands for what is in it, with or without a slash at its end: ``run/a.nc`` becomes
     ``LOCAL_PATH/a.nc``. A glob stands for what it matches, by its path below the directory before the first
@@ -584,7 +632,7 @@ class HpcDownloadOperator(_FilesOperator):
     :param account: account for the transfer job of a large file. Default: the connection's
     :param deferrable: where the job of a large file is not over within five seconds, wait for it in the
         triggerer, without holding a worker; without a Fernet key in the worker, since it has the URL to fetch
-        the file from. The jobs of archives are waited for in the worker.
+        the file from. So are the jobs of an archive, if it travels alone.
         Default: Airflow's ``[operators] default_deferrable``
     :param poll_interval: seconds between two looks at that job at the most
     :param gateway_patience: seconds for which a gateway that cannot be asked about that job is waited for, or
@@ -664,7 +712,16 @@ class HpcDownloadOperator(_FilesOperator):
             if self.make_parents and progress.fresh:
                 (local if into else local.parent()).make_directories()
             if listings and local.local is not None and local.local.is_dir():
-                packed = self._as_lists(context, client, system, found, local.local, listings=listings, **how)
+                packed = self._as_lists(
+                    context,
+                    client,
+                    system,
+                    found,
+                    local.local,
+                    listings=listings,
+                    done=progress.packed,
+                    **how,
+                )
                 progress = replace(progress, packed=packed)
             pairs = list(zip(found, targets, strict=True))
             steps = self._steps(client, system, pairs, how, fresh=not several)
@@ -698,13 +755,14 @@ class HpcDownloadOperator(_FilesOperator):
         local: Path,
         *,
         listings: Mapping[str, tuple[Entry, ...]],
+        done: Mapping[int, JSONObject],
         **how: Any,
     ) -> dict[int, JSONObject]:
         """Download the small files of a list as one archive for each directory that many are in."""
         from airflow_hpc_provider.client.trees import download_files
         from airflow_hpc_provider.endpoints import LocalEndpoint
 
-        packed: dict[int, JSONObject] = {}
+        packed = dict(done)
         for directory, entries in listings.items():
             there = {
                 number: one.size
@@ -712,9 +770,12 @@ class HpcDownloadOperator(_FilesOperator):
                 if one.entry is not None and one.entry.is_file and named.parent(one.path) == directory
             }
             numbers = self._together(there, system.max_direct_download_bytes, how["terms"])
-            if not numbers:
+            if not numbers or numbers[0] in packed:
                 continue
-            with self._while_moving(context) as kept, named.naming("remote_path"):
+            with (
+                self._moving_tree(context, client, system, packed) as moving,
+                named.naming("remote_path"),
+            ):
                 moved = download_files(
                     client,
                     system,
@@ -722,9 +783,8 @@ class HpcDownloadOperator(_FilesOperator):
                     local,
                     names=[found[number].name for number in numbers],
                     entries=entries,
-                    wait=self._wait(client, system),
                     **how,
-                    **kept,
+                    **moving,
                 )
             here = LocalEndpoint(local)
             packed |= self._reports(
@@ -765,10 +825,9 @@ class HpcDownloadOperator(_FilesOperator):
         if self.make_parents:
             local.parent().make_directories()
         sources = [named.pattern_of(one) for one in found]
-        with self._while_moving(context) as kept:
-            return self._unpacked(
-                client, system, sources if several else sources[0], local, **options, abandon=kept["abandon"]
-            )
+        with self._moving_tree(context, client, system) as moving:
+            source = sources if several else sources[0]
+            return self._unpacked(client, system, source, local, **options, **moving)
 
     def _unpacked(
         self,
@@ -780,9 +839,8 @@ class HpcDownloadOperator(_FilesOperator):
     ) -> Tree:
         from airflow_hpc_provider.client.trees import download_tree
 
-        target, wait = Path(str(local)), self._wait(client, system)
         with named.naming("remote_path"):
-            return download_tree(client, system, source, target, wait=wait, **options)
+            return download_tree(client, system, source, Path(str(local)), **options)
 
     def _steps(
         self,
@@ -800,7 +858,7 @@ class HpcDownloadOperator(_FilesOperator):
         def begin(one: named.Found, target: Endpoint, kept: JSONObject) -> Moved | Begun:
             sink = target.sink()
             if named.needs_archive(one, system) and target.local is not None:
-                return self._in_archive(client, system, one, target.local, **how, abandon=kept["abandon"])
+                return self._in_archive(client, system, one, target.local, wait=wait, **how, **kept)
             # Of a list, a file may have changed since.
             stat = one.stat if fresh else None
             return begin_download(client, system, one.path, sink, stat=stat, wait=wait, **how, **kept)

@@ -114,6 +114,7 @@ class TransferOperator(HpcTask):
     def _while_moving(self, context: Any) -> Iterator[JSONObject]:
         """Arguments of a transfer that a kill ends, and that a retry goes on with."""
         from airflow_hpc_provider.checkpoints import TaskKeeper
+        from airflow_hpc_provider.client.terms import Halted
 
         self._switch = switch = Switch()
         keeper = TaskKeeper.of(context, shield=switch.shield)
@@ -121,6 +122,8 @@ class TransferOperator(HpcTask):
 
         def abandon(error: BaseException) -> bool:
             """Whether nobody will go on with the transfer."""
+            if isinstance(error, Halted):
+                return False
             if keeper is None or not keeper.seals:
                 return True
             if not isinstance(error, Killed):
@@ -215,12 +218,14 @@ class TransferOperator(HpcTask):
         *,
         upload: Begun | None = None,
         copy: Copying | None = None,
+        workspace: str | None = None,
     ) -> NoReturn:
         """Free the worker until a transfer job is over.
 
         :param carry: plain JSON for the method that resumes
         :param upload: what the job writes, to be removed with it when a user ends the task
         :param copy: the same of a copy
+        :param workspace: a directory on the system, to be removed then, too
         """
         until = deadline(context, self.execution_timeout)
         trigger = HpcTransferTrigger(
@@ -229,6 +234,7 @@ class TransferOperator(HpcTask):
             cancel_on_kill=True,
             upload=upload.to_json() if upload else None,
             copy=copy.to_json() if copy else None,
+            workspace=workspace,
             system=job.system,
             job_id=job.job_id,
             since=time.time(),

@@ -162,23 +162,32 @@ class HpcTransferTrigger(HpcJobTrigger):
 
     :param upload: the upload that it is part of, as ``Begun.to_json`` tells
     :param copy: the copy that it makes, as ``Copying.to_json`` tells
+    :param workspace: a directory on that system that is of use to the task alone: it is removed when a user
+        ends the task
     """
 
     def __init__(
-        self, *, upload: JSONObject | None = None, copy: JSONObject | None = None, **kwargs: Any
+        self,
+        *,
+        upload: JSONObject | None = None,
+        copy: JSONObject | None = None,
+        workspace: str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.upload = upload
         self.copy = copy
+        self.workspace = workspace
 
     def serialize(self) -> tuple[str, JSONObject]:
         """Class path and plain JSON arguments."""
         path, arguments = super().serialize()
-        return path, arguments | {"upload": self.upload, "copy": self.copy}
+        return path, arguments | {"upload": self.upload, "copy": self.copy, "workspace": self.workspace}
 
     async def _cancel(self) -> bool:
         cancelled = await super()._cancel()
-        if cancelled and (self.upload is not None or self.copy is not None):
+        written = self.upload is not None or self.copy is not None
+        if self.workspace is not None or (cancelled and written):
             hook = HpcHook(self.hpc_conn_id)
             await hook.load()
             # Removing is the blocking client's: it is rare, and the connection is read already.
@@ -190,9 +199,11 @@ class HpcTransferTrigger(HpcJobTrigger):
 
         with hook.client(policy=RetryPolicy(attempts=3)) as client:
             system = hook.system(client, self.watch.system)
-            if self.upload is not None:
+            if self.workspace is not None:
+                staging.remove_workspace(client, system, self.watch.job_id, self.workspace)
+            elif self.upload is not None:
                 staging.remove_unfinished(client, system, staging.Begun.from_json(self.upload))
-            if self.copy is not None:
+            elif self.copy is not None:
                 copying.remove_unfinished(
                     client,
                     system,

@@ -5,11 +5,15 @@ import itertools
 import json
 import logging
 import os
+import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from transfers import DiskKeeper
 
 from airflow_hpc_provider.client import files, jobs, systems, trees
 from airflow_hpc_provider.client.archives import Packed
@@ -25,6 +29,7 @@ from airflow_hpc_provider.client.retry import RetryPolicy
 from airflow_hpc_provider.client.session import Client
 from airflow_hpc_provider.client.staging import Pace, Terms
 from airflow_hpc_provider.client.trees import download_tree, upload_tree
+from airflow_hpc_provider.client.unpacking import Unpacking
 from airflow_hpc_provider.devgateway import Gateway
 
 # Each moves files by jobs, which take their time.
@@ -663,6 +668,129 @@ def test_another_try_goes_on_with_the_archive_of_the_one_before(small):
     small.up(source, keeper=keeper)
     assert small.asked().count("transfer_upload") == 1
     assert seen(small.there) == seen(source)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from transfers import DiskKeeper
+from airflow_hpc_provider.client import systems, trees
+from airflow_hpc_provider.client.auth import AccessToken
+from airflow_hpc_provider.client.session import Client
+trees._PATIENCE = 0
+def wait(job_id):
+    os.kill(os.getpid(), signal.SIGKILL)
+with Client({url!r}, AccessToken({url!r}, {token!r})) as client:
+    (system,) = client.send(systems.listing())
+    trees.{call}, wait=wait, keeper=DiskKeeper(Path({kept!r})))
+"""
+
+
+def killed_amid(end, keeper, call):
+    tests = str(Path(__file__).parent.parent)
+    text = KILLED.format(
+        tests=tests,
+        url=end.gateway.url,
+        token=end.gateway.access_token(),
+        call=call,
+        kept=str(keeper.folder),
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_try_after_a_killed_download_goes_on_or_removes_what_is_left(small, same):
+    fill(small.there, {"run": {"a": os.urandom(4 * SMALL)}, "other": {"b": b"b"}})
+    keeper = DiskKeeper(small.here / "kept")
+    target = small.here / "down"
+    target.mkdir()
+    call = f"download_tree(client, system, {str(small.there / 'run')!r}, Path({str(target)!r})"
+    killed_amid(small, keeper, call)
+    # A directory on either side.
+    assert len(small.left()) == len(small.before) + 2
+    if not same:
+        # A user has cleared the task: what the earlier one did is of no use.
+        keeper.generation = "2"
+    small.down(str(small.there / "run"), target, keeper=keeper)
+    assert (target / "a").read_bytes() == (small.there / "run" / "a").read_bytes()
+    assert small.asked().count("compress") == small.asked().count("transfer_download") == (1 if same else 2)
+    assert keeper.keys == []
+    assert small.left() == small.before
+
+
+def test_the_try_after_a_killed_upload_removes_what_is_left_of_other_content(small):
+    source = fill(small.here / "source", {"a": os.urandom(4 * SMALL)})
+    keeper = DiskKeeper(small.here / "kept")
+    killed_amid(small, keeper, f"upload_tree(client, system, Path({str(source)!r}), {str(small.there)!r}")
+    assert len(small.left()) == len(small.before) + 1
+    fill(source, {"a": os.urandom(4 * SMALL)})
+    small.up(source, keeper=keeper)
+    assert seen(small.there) == seen(source)
+    assert small.left() == small.before
+    assert small.asked().count("cancel") == 1
+
+
+@pytest.mark.parametrize("slow", [None, "compress"])
+def test_a_redeploy_amid_a_download_leaves_it_to_the_next_try(small, slow):
+    class Redeployed(BaseException):
+        pass
+
+    def redeployed(_job_id):
+        raise Redeployed
+
+    fill(small.there, {"run": {"a": os.urandom(4 * SMALL)}})
+    keeper = Memory()
+    if slow:
+        small.gateway.faults.respond(408, on=slow)
+    with pytest.raises(Redeployed):
+        small.down(str(small.there / "run"), wait=redeployed, keeper=keeper, abandon=lambda _: False)
+    assert "cancel" not in small.asked()
+    small.down(str(small.there / "run"), keeper=keeper)
+    assert (small.here / "down" / "a").read_bytes() == (small.there / "run" / "a").read_bytes()
+    assert small.asked().count("compress") == 1
+    assert small.asked().count("transfer_compress") == (1 if slow else 0)
+    assert small.asked().count("transfer_download") == 1
+    assert keeper.kept == {}
+
+
+def test_without_a_keeper_a_redeploy_leaves_no_job_that_nobody_would_find(small):
+    class Redeployed(BaseException):
+        pass
+
+    def redeployed(_job_id):
+        raise Redeployed
+
+    fill(small.there, {"run": {"a": os.urandom(4 * SMALL)}})
+    with pytest.raises(Redeployed):
+        small.down(str(small.there / "run"), wait=redeployed, abandon=lambda _: False)
+    assert "cancel" in small.asked()
+
+
+def test_a_fetch_that_fails_for_now_is_gone_on_with_and_a_bad_archive_is_not(small):
+    fill(small.there, {"run": {"a": os.urandom(8 * SMALL)}})
+    keeper = Memory()
+    goes_on = {"keeper": keeper, "abandon": lambda error: not error.transient}
+    small.gateway.faults.respond(500, "", on="get_object", times=9)
+    with pytest.raises(TransferError):
+        small.down(str(small.there / "run"), **goes_on)
+    small.gateway.faults.clear()
+    take = Unpacking.take
+
+    def damaged(self, archive, **given):
+        archive.write_bytes(archive.read_bytes()[:-100])
+        take(self, archive, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Unpacking, "take", damaged)
+        with pytest.raises(TransferError, match="damaged"):
+            small.down(str(small.there / "run"), **goes_on)
+    assert small.asked().count("compress") == 1
+    assert small.left() == small.before
+    small.down(str(small.there / "run"), **goes_on)
+    assert small.asked().count("compress") == 2
+    assert keeper.kept == {}
 
 
 def test_what_is_malicious_on_the_system_stays_there(end, monkeypatch):

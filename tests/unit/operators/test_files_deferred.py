@@ -12,6 +12,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferred
 from airflow_home import StateStore, context_of, sync_dag
 
+from airflow_hpc_provider.client import trees
 from airflow_hpc_provider.client.errors import InvalidInputError, TransferError, WatchError
 from airflow_hpc_provider.operators import moving
 from airflow_hpc_provider.operators.files import HpcDownloadOperator, HpcUploadOperator
@@ -43,6 +44,7 @@ def impatient(monkeypatch):
     """Whatever is not over at the first look is deferred, and triggers fire at once."""
     monkeypatch.setattr(moving, "_SOON", 0.0)
     monkeypatch.setattr(moving, "_QUIET", 0.0)
+    monkeypatch.setattr(trees, "_PATIENCE", 0.0)
 
 
 @pytest.fixture
@@ -84,6 +86,10 @@ def event_of(deferral: TaskDeferred, gateway: Any = None) -> Any:
         return await anext(trigger_of(deferral).run())
 
     return json.loads(json.dumps(asyncio.run(event()).payload))
+
+
+def killed(deferral: TaskDeferred) -> None:
+    asyncio.run(trigger_of(deferral).on_kill())
 
 
 def resumed(operator: Any, deferral: TaskDeferred, context: Any, event: Any) -> Any:
@@ -239,11 +245,102 @@ def test_a_trigger_keeps_quiet_at_first_and_knows_deadline_and_patience(held, so
     assert deferral.timeout is not None
 
 
+# --- archives ---
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    folder = tmp_path / "tree"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "large.bin").write_bytes(os.urandom(2 * LARGE))
+    (folder / "sub/small").write_bytes(b"small")
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def left(*folders: Path) -> list[Path]:
+    return [path for folder in folders for path in folder.rglob("*") if path.name.startswith(".airflow-hpc-")]
+
+
+def test_a_tree_waits_in_the_triggerer_both_ways(held, tree, tmp_path, fernet):
+    context = context_of("upload", store=StateStore())
+    deferral = deferred(upload(tree, "{working_dir}/there"), context)
+    event = event_of(deferral, held)
+    result = resumed(upload(tree, "{working_dir}/there"), deferral, context, event)
+    assert content(held.home / "there") == content(tree)
+    assert (result["files"], result["how"]) == (2, "archive")
+    assert held.requests.count("transfer_upload") == 1
+    context = context_of("download", store=StateStore())
+    deferral = deferred(download("{working_dir}/there", tmp_path / "back"), context)
+    # Nothing lies on a worker meanwhile: another one may go on.
+    assert left(tmp_path) == []
+    assert "X-Amz" not in str((deferral.trigger.serialize(), context["task_state_store"]))
+    event = event_of(deferral, held)
+    result = resumed(download("{working_dir}/there", tmp_path / "back"), deferral, context, event)
+    assert content(tmp_path / "back") == content(tree)
+    assert (result["files"], result["how"]) == (2, "archive")
+    assert (held.requests.count("transfer_download"), held.requests.count("compress")) == (1, 1)
+    assert context["task_state_store"] == {}
+    assert left(tmp_path, held.home) == []
+
+
+def test_what_packs_and_unpacks_a_tree_is_waited_for_there_too(held, tree, tmp_path, fernet):
+    held.faults.respond(408, on="extract")
+    context, operator = context_of("upload", store=StateStore()), upload(tree, "{working_dir}/there")
+    first = deferred(operator, context)
+    with pytest.raises(TaskDeferred) as second:
+        resumed(operator, first, context, event_of(first, held))
+    resumed(operator, second.value, context, event_of(second.value, held))
+    assert content(held.home / "there") == content(tree)
+    assert (held.requests.count("transfer_upload"), held.requests.count("transfer_extract")) == (1, 1)
+    held.faults.respond(408, on="compress")
+    context = context_of("download", store=StateStore())
+    operator = download("{working_dir}/there", tmp_path / "back")
+    first = deferred(operator, context)
+    with pytest.raises(TaskDeferred) as second:
+        resumed(operator, first, context, event_of(first, held))
+    resumed(operator, second.value, context, event_of(second.value, held))
+    assert content(tmp_path / "back") == content(tree)
+    assert (held.requests.count("transfer_compress"), held.requests.count("transfer_download")) == (1, 1)
+    assert left(tmp_path, held.home) == []
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("end", ["kill", "timeout"])
+def test_a_deferred_tree_that_is_ended_leaves_no_job_and_no_workspace(held, tree, tmp_path, fernet, way, end):  # noqa: PLR0917 - fixtures
+    (held.home / "run").mkdir()
+    (held.home / "run/large.bin").write_bytes(os.urandom(2 * LARGE))
+    start = datetime.now(UTC) - timedelta(seconds=59)
+    context = context_of("task", store=StateStore(), **({"start_date": start} if end == "timeout" else {}))
+    options = {"execution_timeout": timedelta(seconds=62)} if end == "timeout" else {}
+    operator = (
+        upload(tree, "{working_dir}/there", **options)
+        if way == "up"
+        else download("{working_dir}/run", tmp_path / "back", **options)
+    )
+    deferral = deferred(operator, context)
+    assert len(left(held.home)) == 1
+    if end == "kill":
+        killed(deferral)
+    else:
+        event = event_of(deferral)
+        assert event["outcome"] == "timeout"
+        with pytest.raises(AirflowTaskTimeout):
+            resumed(operator, deferral, context, event)
+    assert states(held) == ["CANCELLED"]
+    assert left(held.home, tmp_path) == []
+
+
+def test_without_a_store_a_tree_is_waited_for_in_the_worker(small_limits, tree, tmp_path):
+    context = {"ti": context_of()["ti"]}
+    assert upload(tree, "{working_dir}/there").execute(context)["files"] == 2
+    assert download("{working_dir}/there", tmp_path / "back").execute(context)["files"] == 2
+
+
 # --- when it goes wrong ---
-
-
-def killed(deferral: TaskDeferred) -> None:
-    asyncio.run(trigger_of(deferral).on_kill())
 
 
 @pytest.mark.parametrize("atomic", [False, True])
