@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_hpc_provider.client.staging import Begun, Moved, Pace, Terms
     from airflow_hpc_provider.client.systems import System
     from airflow_hpc_provider.client.transfers import TransferJob
-    from airflow_hpc_provider.client.trees import LocalFiles, Tree
+    from airflow_hpc_provider.client.trees import Contents, LocalFiles, Tree
     from airflow_hpc_provider.endpoints import Endpoint
 
 __all__ = ["HpcDownloadOperator", "HpcUploadOperator"]
@@ -115,6 +115,7 @@ class _FilesOperator(TransferOperator):
         self.include = include
         self.exclude = exclude
         self.max_bytes = max_bytes
+        self._contents: Contents = {}
 
     def execute(self, context: Any) -> JSONObject | list[JSONObject]:
         """Copy."""
@@ -185,7 +186,7 @@ class _FilesOperator(TransferOperator):
         from airflow_hpc_provider.assets import tell_moved
 
         job_id = self.job.get("job_id") if isinstance(self.job, Mapping) else None
-        tell_moved(context, self.outlets, moved, job_id=job_id)
+        tell_moved(context, self.outlets, moved, job_id=job_id, contents=self._contents)
         return moved
 
     def _run(self, context: Any, progress: _Progress) -> JSONObject | list[JSONObject]:
@@ -263,6 +264,7 @@ class _FilesOperator(TransferOperator):
 
     def _summary(self, tree: Tree, system: str, remote: Any, local: Any) -> JSONObject:
         self.log.info("%s %d files (%d bytes) as an archive.", self._verb, tree.files, tree.size)
+        self._contents = tree.contents
         return {
             "system": system,
             "remote_path": remote,

@@ -177,3 +177,65 @@ def test_what_was_not_looked_at_is_left_out():
     moved = {"system": "daint", "remote_path": "/out/a", "local_path": None, "size": 3, "sha256": None}
     tell_moved({"outlet_events": events}, [outlet], moved)
     assert events[outlet].extra == {"system": "daint", "path": "/out/a", "size": 3}
+
+
+CONTENTS = {"a.nc": (3, "ab"), "run/b.nc": (4, "cd"), "run/c.nc": (5, "ef")}
+TREE = {"system": "daint", "local_path": "/data", "files": 3, "size": 12, "how": "archive"}
+
+
+@pytest.mark.parametrize(
+    ("remote_path", "uri", "told"),
+    [
+        ("/out", "hpc://daint/out", {"path": "/out", "local_path": "/data", "files": 3, "size": 12}),
+        ("/out", "hpc://daint/", {"path": "/out", "local_path": "/data", "files": 3, "size": 12}),
+        ("/out", "hpc://daint/out/a.nc", {"path": "/out/a.nc", "size": 3, "sha256": "ab"}),
+        ("/out", "hpc://daint/out/run", {"path": "/out/run", "files": 2, "size": 9}),
+        ("/out", "hpc://daint/out/other", {}),
+        ("/out", "hpc://eiger/out", {}),
+        ("/out", "file:///data", {"path": "/out", "local_path": "/data", "files": 3, "size": 12}),
+        (
+            "/out",
+            "file:///data/run/b.nc",
+            {"path": "/out", "local_path": "/data/run/b.nc", "size": 4, "sha256": "cd"},
+        ),
+        (
+            "/out/*.nc",
+            "hpc://daint/out",
+            {"path": "/out", "glob": "/out/*.nc", "local_path": "/data", "files": 3, "size": 12},
+        ),
+        ("/out/*", "hpc://daint/out/a.nc", {"path": "/out/a.nc", "size": 3, "sha256": "ab"}),
+        (
+            ["/out/a.nc", "/out/run"],
+            "hpc://daint/out",
+            {"path": ["/out/a.nc", "/out/run"], "local_path": "/data", "files": 3, "size": 12},
+        ),
+        (["/x/a.nc", "/out/run"], "hpc://daint/x/a.nc", {"path": "/x/a.nc", "size": 3, "sha256": "ab"}),
+        (["/x/a.nc", "/out/run"], "hpc://daint/out/run", {"path": "/out/run", "files": 2, "size": 9}),
+        (["/x/a.nc", "/run/*"], "hpc://daint/run/a.nc", {"path": "/run/a.nc", "size": 3, "sha256": "ab"}),
+    ],
+)
+def test_an_outlet_is_told_of_what_an_archive_holds(remote_path, uri, told):
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+
+    outlet, other, events = Asset(uri), Asset("s3://bucket/x"), OutletEventAccessors()
+    tell_moved(
+        {"outlet_events": events},
+        [outlet, other],
+        TREE | {"remote_path": remote_path},
+        job_id="7",
+        contents=CONTENTS,
+    )
+    assert events[outlet].extra == (told and {"system": "daint", "job_id": "7", **told})
+    assert events[other].extra == {}
+
+
+def test_of_files_that_nobody_counted_the_archive_is_told():
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+
+    outlet, events = Asset("hpc://daint/in/a.nc"), OutletEventAccessors()
+    tell_moved(
+        {"outlet_events": events}, [outlet], TREE | {"remote_path": "/in", "local_path": ["/data/a.nc"]}
+    )
+    assert events[outlet].extra == {
+        "system": "daint", "path": "/in", "local_path": ["/data/a.nc"], "files": 3, "size": 12,
+    }  # fmt: skip

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import Asset
+from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow_home import context_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -518,3 +520,73 @@ def test_a_file_of_a_list_that_vanishes_is_told(connected, there, tmp_path, monk
     with pytest.raises(TransferError, match=r"6 files instead of 7"):
         down([str(path) for path in files], tmp_path / "back")
     assert list((tmp_path / "back").iterdir()) == []
+
+
+# --- what the outlets are told ---
+
+
+def told(operator: Any, *assets: Asset) -> list[dict[str, Any]]:
+    context = context_of()
+    context["outlet_events"] = OutletEventAccessors()
+    operator.outlets = list(assets)
+    operator.execute(context)
+    return [context["outlet_events"][asset].extra for asset in assets]
+
+
+def digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_outlets_of_a_download_are_told_of_directories_globs_and_lists(there, work, tmp_path):
+    up(work, there / "out")
+    base = f"hpc://embedded{there}/out"
+    job = {"job_id": "7", "working_directory": str(there), "system": "embedded"}
+
+    def tell(remote_path: Any, *assets: str) -> list[dict[str, Any]]:
+        operator = HpcDownloadOperator(
+            task_id="down", remote_path=remote_path, local_path=tmp_path / "back", job=job
+        )
+        return told(operator, *map(Asset, assets))
+
+    known = {"system": "embedded", "job_id": "7"}
+    end = {"local_path": f"{tmp_path}/back"}
+    one = {"size": 4, "sha256": digest_of(work / "a.nc")}
+    assert tell("out", base, f"{base}/run-1", f"{base}/a.nc", f"{base}/missing") == [
+        known | end | {"path": f"{there}/out", "files": 6, "size": sum(map(len, content(work)))},
+        known | {"path": f"{there}/out/run-1", "files": 2, "size": len("run-1/out.ncrun-1/log")},
+        known | one | {"path": f"{there}/out/a.nc"},
+        {},
+    ]
+    assert tell("out/*.nc", base, f"{base}/a.nc", f"file://{tmp_path}/back/a.nc") == [
+        known | end | {"path": f"{there}/out", "glob": f"{there}/out/*.nc", "files": 1, "size": 4},
+        known | one | {"path": f"{there}/out/a.nc"},
+        known
+        | one
+        | {"path": f"{there}/out", "glob": f"{there}/out/*.nc", "local_path": f"{tmp_path}/back/a.nc"},
+    ]
+    both = [f"{there}/out/a.nc", f"{there}/out/run-2"]
+    assert tell(["out/a.nc", "out/run-2"], base, f"{base}/a.nc", f"{base}/run-2/out.nc") == [
+        known | end | {"path": both, "files": 2, "size": 4 + len("run-2/out.nc")},
+        known | one | {"path": f"{there}/out/a.nc"},
+        known
+        | {
+            "path": f"{there}/out/run-2/out.nc",
+            "size": len("run-2/out.nc"),
+            "sha256": digest_of(work / "run-2/out.nc"),
+        },
+    ]
+
+
+def test_the_outlets_of_an_upload_are_told_of_what_an_archive_holds(there, work):
+    operator = HpcUploadOperator(task_id="up", local_path=work, remote_path=f"{there}/in")
+    base = f"hpc://embedded{there}/in"
+    assert told(operator, Asset(base), Asset(f"{base}/a.nc")) == [
+        {
+            "system": "embedded",
+            "path": f"{there}/in",
+            "local_path": str(work),
+            "files": 6,
+            "size": sum(map(len, content(work))),
+        },
+        {"system": "embedded", "path": f"{there}/in/a.nc", "size": 4, "sha256": digest_of(work / "a.nc")},
+    ]
