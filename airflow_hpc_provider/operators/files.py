@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["HpcDownloadOperator", "HpcUploadOperator"]
 
+_CHUNK = 1024 * 1024
+# What is no file of the worker, and has an odd name, is copied to its disk first.
+_MOST_ON_DISK = 256 * 1024 * 1024
+_USUAL = 0o644
+
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
@@ -353,8 +358,9 @@ class HpcUploadOperator(_FilesOperator):
 
     :param local_path: file, directory or glob (``data/*.nc``, ``data/**/*.nc``) on the worker; a file in a
         storage that Airflow reaches, as a URL such as ``s3://conn_id@bucket/key`` or an
-        ``ObjectStoragePath``, streamed without touching the worker's disk; or a list of these. A task that
-        defers may go on on another worker: what it uploads must be there too
+        ``ObjectStoragePath``, streamed without touching the worker's disk, unless the name that it gets must
+        travel in an archive (then 256 MiB at most); or a list of these. Directories and globs are those of
+        the worker alone. A task that defers may go on on another worker: what it uploads must be there too
     :param content: text (sent as UTF-8) or bytes, instead of ``local_path``
     :param remote_path: absolute path of the file to make; with a list, or ending in ``/``, the directory to
         copy into; with a directory or a glob, the directory to make or to merge with. ``{working_dir}`` in it
@@ -507,10 +513,10 @@ class HpcUploadOperator(_FilesOperator):
         files = [one for one in here if one is not None]
         local = [one.local for one in files if one.local is not None]
         into = several or (isinstance(self.remote_path, str) and self.remote_path.endswith("/"))
-        all_plain = named.check_shape(self.remote_path, archive=bool(local) and not into)
+        all_plain = named.check_shape(self.remote_path, archive=bool(here) and not into)
         if into:
             for one in files:
-                all_plain &= named.place(f"/any/{one.name}", "local_path", archive=one.local is not None)[1]
+                all_plain &= named.place(f"/any/{one.name}", "local_path", archive=True)[1]
             named.check_distinct([one.name for one in files], "local_path")
         if not all_plain:
             named.check_archived(terms, "a file whose name the gateway cannot be told")
@@ -539,6 +545,9 @@ class HpcUploadOperator(_FilesOperator):
             except InvalidInputError:
                 source.close()
                 raise
+            if not plain:
+                with contextlib.closing(source), _on_disk(source) as path:
+                    return self._in_archive(client, system, path, target, **how, **kept)
             return begin_upload(client, system, source, target, wait=wait, **how, **kept)
 
         def finish(begun: Begun, ended: Job, kept: JSONObject) -> Moved:
@@ -915,6 +924,26 @@ def _pace(system: System, direction: str, patience: float) -> Pace:
     from airflow_hpc_provider.client.staging import Pace
 
     return Pace(patience=patience, told=functools.partial(metrics.transferred, system.name, direction))
+
+
+@contextlib.contextmanager
+def _on_disk(source: Source) -> Iterator[Path]:
+    """A temporary copy of what is to be packed and is no file of this worker."""
+    if source.size > _MOST_ON_DISK:
+        raise InvalidInputError(
+            "remote_path",
+            f"the gateway cannot be told the name of the file to make, and {source.name} is too large "
+            f"({source.size} bytes, at most {_MOST_ON_DISK}) to be packed here: choose a plain name.",
+        )
+    with tempfile.NamedTemporaryFile() as file:
+        at = 0
+        while chunk := source.read_at(at, _CHUNK):
+            file.write(chunk)
+            at += len(chunk)
+        source.check()
+        file.flush()
+        Path(file.name).chmod(_USUAL)
+        yield Path(file.name)
 
 
 def _moved(tree: Tree, path: str) -> Moved:

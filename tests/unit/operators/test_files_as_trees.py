@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import Asset
+from airflow.sdk import Asset, ObjectStoragePath
 from airflow.sdk.execution_time.context import OutletEventAccessors
+from airflow.sdk.io import attach
 from airflow_home import context_of
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from airflow_hpc_provider.client import trees
 from airflow_hpc_provider.client.errors import InvalidInputError, NotFoundError, TransferError
+from airflow_hpc_provider.operators import files as operators
 from airflow_hpc_provider.operators.files import HpcDownloadOperator, HpcUploadOperator
 from airflow_hpc_provider.operators.jobs import HpcSubmitJobOperator
 
@@ -54,6 +57,12 @@ def work(tmp_path) -> Path:
     folder = tmp_path / "work"
     fill(folder, "a.nc", "b.txt", "run-1/out.nc", "run-1/log", "run-2/out.nc", ".hidden")
     return folder
+
+
+@pytest.fixture
+def _memory(monkeypatch) -> None:
+    monkeypatch.setattr("airflow.sdk.io.store._STORE_CACHE", {})
+    attach("memory", fs=MemoryFileSystem())
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -191,6 +200,38 @@ def test_a_file_whose_name_no_shell_may_see_travels_in_an_archive(there, tmp_pat
     assert (back["remote_path"], back["local_path"]) == (f"{there}/{name}", f"{tmp_path}/plain")
     down([f"{there}/{name}"], tmp_path / "listed")
     assert (tmp_path / "listed" / name).read_bytes() == b"odd\0"
+
+
+@pytest.mark.parametrize("name", [*ODD, "x" * 255])
+@pytest.mark.usefixtures("_memory")
+def test_content_and_objects_get_any_name_too(there, name):
+    target = f"{there}/{name}"
+    sent = HpcUploadOperator(task_id="text", content="téxt", remote_path=target).execute({})
+    assert (there / name).read_text() == "téxt"
+    assert (sent["remote_path"], sent["size"], sent["local_path"]) == (target, 5, None)
+    assert sent["sha256"] == digest_of(there / name)
+    assert (there / name).stat().st_mode & 0o777 == 0o644
+    key = ObjectStoragePath("memory://bucket/plain")
+    key.write_bytes(b"object")
+    assert up(key, target)["local_path"] == str(key)
+    assert (there / name).read_bytes() == b"object"
+    assert [path.name for path in there.iterdir()] == [name]
+
+
+@pytest.mark.usefixtures("_memory")
+def test_an_object_with_an_odd_name_goes_into_a_directory_if_it_is_not_too_large(there, monkeypatch):
+    key = ObjectStoragePath("memory://bucket/it's")
+    key.write_bytes(b"object")
+    up(key, f"{there}/")
+    assert (there / "it's").read_bytes() == b"object"
+    up([key], there)
+    monkeypatch.setattr(operators, "_MOST_ON_DISK", 5)
+    with pytest.raises(InvalidInputError, match=r"^remote_path: .*too large \(6 bytes, at most 5\)"):
+        up(key, f"{there}/")
+    with pytest.raises(InvalidInputError, match="if_exists"):
+        HpcUploadOperator(task_id="text", content="x", remote_path=f"{there}/it's", if_exists="skip").execute(
+            {}
+        )
 
 
 @pytest.mark.slow
