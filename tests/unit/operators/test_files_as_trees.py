@@ -1,8 +1,10 @@
 """Directories, globs and mixed lists as one archive, and files whose names no shell may see."""
 
 import hashlib
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from airflow_hpc_provider.client import trees
 from airflow_hpc_provider.client.errors import InvalidInputError, NotFoundError, TransferError
+from airflow_hpc_provider.devgateway.files import FileSystems
 from airflow_hpc_provider.operators import files as operators
 from airflow_hpc_provider.operators.files import HpcDownloadOperator, HpcUploadOperator
 from airflow_hpc_provider.operators.jobs import HpcSubmitJobOperator
@@ -631,3 +634,92 @@ def test_the_outlets_of_an_upload_are_told_of_what_an_archive_holds(there, work)
         },
         {"system": "embedded", "path": f"{there}/in/a.nc", "size": 4, "sha256": digest_of(work / "a.nc")},
     ]
+
+
+# --- what is hostile, large or odd ---
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, size
+    return info
+
+
+HOSTILE = {
+    "absolute": member("/tmp/airflow-hpc-evil"),
+    "climbing": member("run/../../evil"),
+    "link out": member("run/link", tarfile.SYMTYPE, "../../../outside"),
+    "hard link out": member("run/link", tarfile.LNKTYPE, "/etc/passwd"),
+    "device": member("run/null", tarfile.CHRTYPE),
+    "bomb": member("run/bomb", size=10_000_000),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_hostile_archive_leaves_nothing_on_either_side(  # noqa: PLR0917 - fixtures
+    connected, there, tmp_path, monkeypatch, case, several
+):
+    names = [path.name for path in many(there / "run", 7)]
+    before = {path for top in (connected.root, tmp_path) for path in top.rglob("*")}
+
+    def hostile(_files: Any, _source: str, target: str, **_: Any) -> None:
+        with tarfile.open(target, "w:gz") as tar:
+            for name in names:
+                tar.addfile(member(f"run/{name}"))
+            tar.addfile(HOSTILE[case], io.BytesIO(bytes(HOSTILE[case].size)))
+
+    monkeypatch.setattr(FileSystems, "compress", hostile)
+    target = tmp_path / "back"
+    if several:
+        target.mkdir()
+        before.add(target)
+    given = [f"{there}/run/{name}" for name in names] if several else f"{there}/run"
+    if several and case in {"link out", "hard link out", "bomb"}:
+        # Only what is wanted is taken out of an archive, whatever else is in it.
+        assert len(down(given, target, max_bytes=1000)) == 7
+        before |= {target / name for name in names}
+    else:
+        with pytest.raises(TransferError):
+            down(given, target, max_bytes=1000)
+    assert {path for top in (connected.root, tmp_path) for path in top.rglob("*")} == before
+    assert not Path("/tmp/airflow-hpc-evil").exists()
+
+
+@pytest.mark.slow
+def test_five_thousand_files_of_a_directory_go_both_ways(connected, there, tmp_path):
+    many(tmp_path / "many", 5000)
+    before = len(connected.requests)
+    assert up(tmp_path / "many", there / "many")["files"] == 5000
+    assert down(f"{there}/many", tmp_path / "back")["files"] == 5000
+    assert len(asked(connected, before)) <= 20
+    assert content(tmp_path / "back") == content(tmp_path / "many")
+
+
+def test_names_that_are_no_utf_8_survive_in_a_tree(there, tmp_path):
+    raw = os.fsencode(tmp_path / "work")
+    Path(os.fsdecode(raw + b"/\xff\xfe")).mkdir(parents=True)
+    for name in (b"\xff\xfe/\x80", b"\xe9t\xe9"):
+        Path(os.fsdecode(raw + b"/" + name)).write_bytes(name)
+    result = up(tmp_path / "work", there / "here")
+    assert json.loads(json.dumps(result))["files"] == 2
+    assert (
+        Path(os.fsdecode(os.fsencode(there / "here") + b"/\xff\xfe/\x80"))
+    ).read_bytes() == b"\xff\xfe/\x80"
+    down(f"{there}/here", tmp_path / "back")
+    names = {os.fsencode(path.relative_to(tmp_path / "back")) for path in (tmp_path / "back").rglob("*")}
+    assert names == {b"\xff\xfe", b"\xff\xfe/\x80", b"\xe9t\xe9"}
+
+
+def test_a_file_that_nobody_may_read_travels_if_its_owner_is_root_and_is_told_else(there, work, tmp_path):
+    (work / "a.nc").chmod(0)
+    if os.geteuid():
+        with pytest.raises(TransferError, match=r"a\.nc cannot be read"):
+            up(work, there / "here")
+        assert list(there.iterdir()) == []
+        return
+    up(work, there / "here")
+    assert (there / "here/a.nc").stat().st_mode & 0o777 == 0
+    down(f"{there}/here", tmp_path / "back")
+    assert (tmp_path / "back/a.nc").stat().st_mode & 0o777 == 0
+    assert content(tmp_path / "back") == content(work)
