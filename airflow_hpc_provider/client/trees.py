@@ -192,7 +192,7 @@ class _Move:
         :param private: nobody else may look into it
         :param parents: also make the directories above
         """
-        if not stay.resumes or stay.room != path:
+        if not (stay.resumes and stay.room == path and self._is_there(path)):
             if stay.moving is not None:
                 end_earlier(self.client, self.keeper, stay.moving)
             if stay.room is not None:
@@ -215,6 +215,13 @@ class _Move:
                 self._clear(stay, path if made else None)
             raise
         self._clear(stay, path)
+
+    def _is_there(self, path: str) -> bool:
+        """Whether nobody has removed it, as a trigger does whose task is out of time."""
+        try:
+            return self.send(files.stat(self.system.name, path)).is_directory
+        except NotFoundError:
+            return False
 
     def gives_up(self, stay: _Stay, error: BaseException) -> bool:
         """Whether no other try goes on with what is there."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -890,11 +893,9 @@ class HpcDownloadOperator(_FilesOperator):
         self, client: Client, system: System, one: named.Found, target: Path, **options: Any
     ) -> Moved:
         """Download one file whose name no shell may see."""
-        from airflow_hpc_provider.client.choices import HIDDEN
-
-        with tempfile.TemporaryDirectory(prefix=HIDDEN, dir=target.parent) as room:
+        with _room_for(target) as room:
             tree = self._unpacked(
-                client, system, named.pattern_of(one), Path(room), max_bytes=self._most, **options
+                client, system, named.pattern_of(one), room, max_bytes=self._most, **options
             )
             if len(tree.names) != 1 or tree.directories:
                 raise InvalidInputError(
@@ -903,7 +904,7 @@ class HpcDownloadOperator(_FilesOperator):
                     "is in, and its name as include.",
                 )
             try:
-                (Path(room) / tree.names[0]).replace(target)
+                (room / tree.names[0]).replace(target)
             except OSError as error:
                 raise TransferError(f"{target} cannot be finished: {error.strerror}.") from error
         return _moved(tree, one.path)
@@ -924,6 +925,20 @@ def _pace(system: System, direction: str, patience: float) -> Pace:
     from airflow_hpc_provider.client.staging import Pace
 
     return Pace(patience=patience, told=functools.partial(metrics.transferred, system.name, direction))
+
+
+@contextlib.contextmanager
+def _room_for(target: Path) -> Iterator[Path]:
+    """A directory beside a file to make, which a retry finds again."""
+    from airflow_hpc_provider.client.choices import HIDDEN
+
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
+    room = target.parent / f"{HIDDEN}{digest[:16]}"
+    room.mkdir(mode=0o700, exist_ok=True)
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -205,6 +205,14 @@ def test_a_file_whose_name_no_shell_may_see_travels_in_an_archive(there, tmp_pat
     assert (tmp_path / "listed" / name).read_bytes() == b"odd\0"
 
 
+def test_what_a_crash_left_of_an_odd_file_is_removed_by_the_next_try(there, tmp_path):
+    fill(there, "it's")
+    left = tmp_path / f".airflow-hpc-{hashlib.sha256(b'back').hexdigest()[:16]}"
+    fill(left, ".airflow-hpc-0123/tree/it's")
+    down(f"{there}/it's", tmp_path / "back")
+    assert [path.name for path in tmp_path.iterdir()] == ["back"]
+
+
 @pytest.mark.parametrize("name", [*ODD, "x" * 255])
 @pytest.mark.usefixtures("_memory")
 def test_content_and_objects_get_any_name_too(there, name):

@@ -332,6 +332,13 @@ def test_a_deferred_tree_that_is_ended_leaves_no_job_and_no_workspace(held, tree
             resumed(operator, deferral, context, event)
     assert states(held) == ["CANCELLED"]
     assert left(held.home, tmp_path) == []
+    if end == "timeout":
+        # What is written down of it does no harm to a retry.
+        context["ti"].start_date = datetime.now(UTC)
+        again = deferred(operator, context)
+        assert again.trigger.watch.job_id != deferral.trigger.watch.job_id
+        resumed(operator, again, context, event_of(again, held))
+        assert left(held.home, tmp_path) == []
 
 
 def test_without_a_store_a_tree_is_waited_for_in_the_worker(small_limits, tree, tmp_path):
