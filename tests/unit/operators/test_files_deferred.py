@@ -308,6 +308,36 @@ def test_what_packs_and_unpacks_a_tree_is_waited_for_there_too(held, tree, tmp_p
     assert left(tmp_path, held.home) == []
 
 
+def test_a_list_of_small_files_waits_there_too_and_moves_nothing_twice(held, tmp_path, fernet):
+    files = [tmp_path / "many" / f"{number}.bin" for number in range(8)]
+    files[0].parent.mkdir()
+    for path in files:
+        path.write_bytes(os.urandom(40_000))
+    large = tmp_path / "large.bin"
+    large.write_bytes(os.urandom(LARGE))
+    context, operator = (
+        context_of("upload", store=StateStore()),
+        upload([*files, large], "{working_dir}/list", make_parents=True),
+    )
+    first = deferred(operator, context)
+    with pytest.raises(TaskDeferred) as second:
+        resumed(operator, first, context, event_of(first, held))
+    rows = resumed(operator, second.value, context, event_of(second.value, held))
+    assert [Path(row["local_path"]) for row in rows] == [*files, large]
+    assert held.requests.count("transfer_upload") == 2
+    context = context_of("download", store=StateStore())
+    operator = download([row["remote_path"] for row in rows], tmp_path / "back")
+    first = deferred(operator, context)
+    with pytest.raises(TaskDeferred) as second:
+        resumed(operator, first, context, event_of(first, held))
+    rows = resumed(operator, second.value, context, event_of(second.value, held))
+    assert [Path(row["local_path"]).read_bytes() for row in rows] == [
+        path.read_bytes() for path in [*files, large]
+    ]
+    assert (held.requests.count("compress"), held.requests.count("transfer_download")) == (1, 2)
+    assert left(tmp_path, held.home) == []
+
+
 @pytest.mark.parametrize("way", ["up", "down"])
 @pytest.mark.parametrize("end", ["kill", "timeout"])
 def test_a_deferred_tree_that_is_ended_leaves_no_job_and_no_workspace(held, tree, tmp_path, fernet, way, end):  # noqa: PLR0917 - fixtures
