@@ -1,5 +1,6 @@
 """Files that start DAGs, outlets that tell of jobs, and what is to be seen of a job in Airflow afterwards."""
 
+import contextlib
 import json
 import threading
 import time
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 from live_airflow import Airflow, Process, Run, until
+
+from airflow_hpc_provider.arrivals import GRACE
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
 
@@ -30,10 +33,15 @@ def returned(airflow: Airflow, dag_id: str, run_id: str, task_id: str = "tell") 
 
 def events(airflow: Airflow, name: str) -> list[dict[str, Any]]:
     """What the events of an asset tell, oldest first."""
-    found = airflow.call(
-        "GET", "assets/events", params={"name_pattern": name, "order_by": "timestamp", "limit": 100}
-    )
-    return [event["extra"] for event in found["asset_events"]]
+    where = {"name_pattern": name, "order_by": "timestamp", "limit": 100}
+
+    def look() -> Any:
+        # Airflow 3.3 answers 500 while a run that one of the events has started is queued.
+        with contextlib.suppress(AssertionError):
+            return airflow.call("GET", "assets/events", params=where)
+        return None
+
+    return [event["extra"] for event in until(look, 60, "the events")["asset_events"]]
 
 
 def files(extras: list[dict[str, Any]]) -> list[tuple[str, int]]:
@@ -128,9 +136,10 @@ def test_triggerers_that_end_right_at_an_event_lose_no_file_and_what_they_repeat
     courier = Courier(inbox)
     courier.start()
     try:
-        for end in (Process.kill, Process.kill, Process.stop):
+        for end in (Process.kill, Process.stop):
             one = just_fired(airflow.triggerers)
             end(one)
+            ended = time.time()
             # The other one takes over, in the midst of new files.
             just_fired([other for other in airflow.triggerers if other is not one])
             airflow.restart(one)
@@ -144,9 +153,9 @@ def test_triggerers_that_end_right_at_an_event_lose_no_file_and_what_they_repeat
     def names(repeated: bool) -> Counter[str]:
         return Counter(Path(file["path"]).name for file in told() if file.get("repeated", False) is repeated)
 
-    # What nobody knows of is told a minute later.
     until(lambda: {*names(False), *names(True)} >= set(courier.names), 150, lambda: told()[-5:], pause=1)
-    time.sleep(5)
+    # Of what nobody knows whether it was told, it is told once more.
+    time.sleep(max(0.0, ended + GRACE + 10 - time.time()))
     assert set(names(False).values()) == {1}, names(False)
     assert {*names(False), *names(True)} == set(courier.names)
 
