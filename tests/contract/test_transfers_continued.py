@@ -417,16 +417,19 @@ def test_an_atomic_upload_of_which_nothing_is_left_is_not_taken_for_the_file_bef
 # --- jobs that nobody would know of -----------------------------------------------------------------------
 
 
+@pytest.fixture
 def waiting(gateway):
-    return [
+    """Jobs of this test that wait for an upload."""
+    before = transfer_jobs(gateway, "IngressFileTransfer").keys()
+    return lambda: [
         job_id
         for job_id, state in transfer_jobs(gateway, "IngressFileTransfer").items()
-        if state in ("RUNNING", "PENDING")
+        if state in ("RUNNING", "PENDING") and job_id not in before
     ]
 
 
 def test_a_try_that_was_killed_amid_the_start_of_its_job_leaves_it_to_the_next(
-    gateway, client, system, source, target, keeper, wait, monkeypatch
+    gateway, client, system, source, target, keeper, wait, monkeypatch, waiting
 ):
     def killed(client, call):
         client.send(call)
@@ -436,13 +439,15 @@ def test_a_try_that_was_killed_amid_the_start_of_its_job_leaves_it_to_the_next(
     with pytest.raises(Dead):
         upload_file(client, system, source, str(target), wait=wait, keeper=keeper, abandon=left, pace=PACE)
     monkeypatch.undo()
-    (orphan,) = waiting(gateway)
+    (orphan,) = waiting()
     upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE)
     assert transfer_jobs(gateway, "IngressFileTransfer")[orphan] == "CANCELLED"
-    assert waiting(gateway) == []
+    assert waiting() == []
 
 
-def test_a_kill_amid_the_start_of_a_job_ends_the_job_too(gateway, client, system, source, target, keeper):
+def test_a_kill_amid_the_start_of_a_job_ends_the_job_too(
+    gateway, client, system, source, target, keeper, waiting
+):
     class Killed:
         def __getattr__(self, name):
             return getattr(client, name)
@@ -455,7 +460,7 @@ def test_a_kill_amid_the_start_of_a_job_ends_the_job_too(gateway, client, system
 
     with pytest.raises(Dead):
         upload_file(Killed(), system, source, str(target), wait=None, keeper=keeper, pace=PACE)
-    assert waiting(gateway) == []
+    assert waiting() == []
 
 
 def test_a_refused_start_leaves_nothing_in_the_books(gateway, client, system, source, target, keeper):
@@ -466,7 +471,7 @@ def test_a_refused_start_leaves_nothing_in_the_books(gateway, client, system, so
 
 
 def test_a_try_that_was_killed_before_its_urls_were_kept_leaves_its_job_to_the_next(
-    gateway, client, system, source, target, keeper, wait, monkeypatch
+    gateway, client, system, source, target, keeper, wait, monkeypatch, waiting
 ):
     def killed(self, *_):
         raise Dead
@@ -475,7 +480,7 @@ def test_a_try_that_was_killed_before_its_urls_were_kept_leaves_its_job_to_the_n
     with pytest.raises(Dead):
         upload_file(client, system, source, str(target), wait=wait, keeper=keeper, abandon=left, pace=PACE)
     monkeypatch.undo()
-    (orphan,) = waiting(gateway)
+    (orphan,) = waiting()
     upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE)
     assert transfer_jobs(gateway, "IngressFileTransfer")[orphan] == "CANCELLED"
 
@@ -494,10 +499,10 @@ def test_a_gateway_that_cannot_tell_of_the_job_now_costs_nothing(
 
 
 def test_a_job_that_the_gateway_will_not_tell_of_is_cancelled(
-    gateway, client, system, source, target, keeper, wait
+    gateway, client, system, source, target, keeper, wait, waiting
 ):
     break_off(gateway, client, system, source, target, keeper, after=9)
-    (first,) = waiting(gateway)
+    (first,) = waiting()
     gateway.faults.respond(403, on="job")
     upload_file(client, system, source, str(target), wait=wait, keeper=keeper, pace=PACE)
     assert transfer_jobs(gateway, "IngressFileTransfer")[first] == "CANCELLED"
