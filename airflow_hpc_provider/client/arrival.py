@@ -144,7 +144,9 @@ def intent(path: str) -> JSONObject:
     return {"path": path, "at": time.time()}
 
 
-def cancel_intended(side: Side, what: Literal["upload", "download"], about: JSONObject) -> None:
+def cancel_intended(
+    client: Client, system: System, what: Literal["upload", "download"], about: JSONObject
+) -> None:
     """Cancel the job, if there is one, amid whose start an earlier try ended.
 
     :param about: a record with an intent
@@ -152,7 +154,7 @@ def cancel_intended(side: Side, what: Literal["upload", "download"], about: JSON
     path, at = about.get("path"), about.get("at")
     if isinstance(path, str) and isinstance(at, int | float):
         log.info("An earlier try ended amid the start of a transfer job, which is looked for.")
-        transfers.cancel_orphan(side.client, side.system.name, what, path, at)
+        transfers.cancel_orphan(client, system.name, what, path, at)
 
 
 @contextlib.contextmanager

@@ -202,7 +202,7 @@ class Download:
         """The job of an earlier try, if it is any good."""
         about, ours = self._journal.load()
         if about is not None and about.get("phase") == "intent":
-            cancel_intended(self._side, "download", about)
+            cancel_intended(self._side.client, self._side.system, "download", about)
             self._journal.forget()
         begun = _begun_in(about)
         if begun is None:

@@ -19,6 +19,7 @@ from typing import TypedDict, Unpack
 from . import files
 from .arrival import (
     Side,
+    cancel_intended,
     cancel_transfer,
     check_transfer_job,
     given_up,
@@ -275,7 +276,7 @@ def remove_workspace(client: Client, system: System, job_id: str, workspace: str
     remove_hidden(client, system, workspace)
 
 
-def end_earlier(client: Client, keeper: Keeper | None, name: str) -> None:
+def end_earlier(client: Client, system: System, keeper: Keeper | None, name: str) -> None:
     """End a transfer of an earlier try that nobody can go on with, and forget it.
 
     :param name: under which it is written down
@@ -284,6 +285,8 @@ def end_earlier(client: Client, keeper: Keeper | None, name: str) -> None:
     about, _ = journal.load()
     if about is None:
         return
+    if about.get("phase") == "intent":
+        cancel_intended(client, system, "upload" if name.startswith("up ") else "download", about)
     with contextlib.suppress(TypeError, KeyError, ValueError, AttributeError):
         begun = Begun.from_json(about["begun"])
         if about.get("phase") != "done":

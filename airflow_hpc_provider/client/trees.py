@@ -194,7 +194,7 @@ class _Move:
         """
         if not (stay.resumes and stay.room == path and self._is_there(path)):
             if stay.moving is not None:
-                end_earlier(self.client, self.keeper, stay.moving)
+                end_earlier(self.client, self.system, self.keeper, stay.moving)
             if stay.room is not None:
                 remove_hidden(self.client, self.system, stay.room)
             stay.begin(path)

@@ -213,7 +213,7 @@ class Upload:
         if phase == "done":
             return _done_before(side.stat(self._target), about) if same else None
         if phase == "intent":
-            cancel_intended(side, "upload", about)
+            cancel_intended(side.client, side.system, "upload", about)
             self._journal.forget()
             return None
         sent = _Sent.from_json(about)

@@ -732,6 +732,27 @@ def test_the_try_after_a_killed_upload_removes_what_is_left_of_other_content(sma
     assert small.asked().count("cancel") == 1
 
 
+def test_the_try_after_one_that_was_killed_amid_the_start_of_a_job_cancels_that_job(small, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(client, call):
+        client.send(call)
+        raise Killed
+
+    source = fill(small.here / "source", {"a": os.urandom(4 * SMALL)})
+    keeper = Memory()
+    monkeypatch.setattr("airflow_hpc_provider.client.transfers.start_once", killed)
+    with pytest.raises(Killed):
+        small.up(source, keeper=keeper, abandon=lambda _: False)
+    monkeypatch.undo()
+    fill(source, {"a": os.urandom(4 * SMALL)})
+    small.up(source, keeper=keeper)
+    assert seen(small.there) == seen(source)
+    assert small.asked().count("cancel") == 1
+    assert small.left() == small.before
+
+
 @pytest.mark.parametrize("slow", [None, "compress"])
 def test_a_redeploy_amid_a_download_leaves_it_to_the_next_try(small, slow):
     class Redeployed(BaseException):
