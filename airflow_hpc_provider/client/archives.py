@@ -435,7 +435,8 @@ class Packed:
             careful = self._at - self._cuts[-1] + (fed + size) * _GROWTH + _SLACK > self._limit
             if careful:
                 # The piece may end before this file, so a gzip file does.
-                self._put(gzip.flush())
+                if fed:
+                    self._put(gzip.flush())
                 gzip, fed, start = _gzip(), 0, self._at
             fed += size
             self._put(gzip.compress(header))

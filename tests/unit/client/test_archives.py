@@ -194,6 +194,14 @@ def test_pieces_in_a_row_are_one_archive(work):
     again.close()
 
 
+def test_no_piece_is_larger_than_it_may_be(work):
+    build(work / "t", {f"{number:02}": ("file", os.urandom(1024), 0o644) for number in range(40)})
+    items = survey(work / "t", Choice())
+    for piece in range(20_000, 22_000, 5):
+        with contextlib.closing(Packed(items, piece=piece)) as packed:
+            assert packed.largest <= piece
+
+
 def test_what_compresses_well_needs_no_more_pieces_than_that(work):
     build(work / "root", {str(n): ("file", bytes(30_000), 0o644) for n in range(20)})
     packed = Packed(survey(work / "root", EVERYTHING), piece=10_000)
