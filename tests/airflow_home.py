@@ -182,14 +182,13 @@ def wait_with(sensor: Any, context: dict[str, Any] | None = None, *, rounds: int
 def submitted(connected: Gateway) -> Iterator[Callable[[str], str]]:
     """Submit scripts straight to the scheduler; what still runs at the end is cancelled."""
     ids: list[str] = []
+    scheduler = connected._world.systems[connected.system].scheduler
 
     def submit(script: str) -> str:
-        ids.append(
-            connected.scheduler.submit(Submission(script=script, working_directory=str(connected.home)))
-        )
+        ids.append(scheduler.submit(Submission(script=script, working_directory=str(connected.home))))
         return ids[-1]
 
     yield submit
     for job_id in ids:
-        if any(record.state in ("PENDING", "RUNNING") for record in connected.scheduler.records(job_id)):
-            connected.scheduler.cancel(job_id)
+        if any(record.state in ("PENDING", "RUNNING") for record in scheduler.records(job_id)):
+            scheduler.cancel(job_id)

@@ -292,6 +292,16 @@ class Slurm:
         )
         return done.stdout
 
+    def process_states(self, job_id: str) -> set[str]:
+        """Letters as of ps(1) for the processes of a job: R, S, T ..."""
+        mark = f"SLURM_JOB_ID={job_id}".encode()
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    found.add((process / "stat").read_text().rpartition(")")[2].split()[0])
+        return found
+
     def _completed(self, *command: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=30, check=False

@@ -1,13 +1,13 @@
 """For tests of staged transfers: a gateway on which little is large, and an open client of it."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from schedulers import job_when
 from transfers import KIB, POLICY
 
-from airflow_hpc_provider.client import jobs, moving, systems
+from airflow_hpc_provider.client import moving, systems
 from airflow_hpc_provider.client.auth import AccessToken
 from airflow_hpc_provider.client.jobs import Job
 from airflow_hpc_provider.client.session import Client
@@ -47,11 +47,7 @@ def wait(client: Client, narrow: Gateway) -> Callable[[str], Job]:
     """Waits for a job of it."""
 
     def wait(job_id: str) -> Job:
-        until = time.monotonic() + 15
-        while not (job := client.send(jobs.get(narrow.system, job_id))).state.final:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        return job
+        return job_when(client.send, narrow.system, job_id)
 
     return wait
 

@@ -3,10 +3,10 @@
 import hashlib
 import os
 import tarfile
-import time
 
 import pytest
 from loopback import WORLDS
+from schedulers import job_when
 
 from airflow_hpc_provider.client import files, jobs, transfers
 from airflow_hpc_provider.client.auth import AccessToken
@@ -171,10 +171,7 @@ def done(send, system):
     def done(call):
         job = send(call)
         assert job.system == system
-        until = time.monotonic() + 15
-        while not send(jobs.get(system, job.job_id)).state.final:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        job_when(send, system, job.job_id)
         return send(files.tail(system, job.output_log, lines=5))
 
     return done

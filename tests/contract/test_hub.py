@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from schedulers import scheduler_of
 
 from airflow_hpc_provider.client.auth import AccessToken, ClientCredentials
 from airflow_hpc_provider.client.session import AsyncClient
@@ -37,7 +38,7 @@ def hub_of(gateway: Gateway, system: str | None = None) -> Hub:
 
 def submit(gateway: Gateway, script: str = "sleep 1", *, system: str | None = None) -> str:
     job = Submission(script=f"#!/bin/bash\n{script}\n", working_directory=str(gateway.home))
-    return gateway.scheduler_of(system or gateway.system).submit(job)
+    return scheduler_of(gateway, system).submit(job)
 
 
 def watch(gateway: Gateway, job_id: str, **more: Any) -> JobWatch:
@@ -240,19 +241,22 @@ def test_a_ready_token_that_expires_in_mid_wait_is_read_anew_from_the_connection
     assert len(opened) == 2
 
 
-@pytest.mark.parametrize("known", ["0-2", None])
-def test_an_array_is_not_over_before_its_last_element(make_gateway, known):
-    gateway = make_gateway()
+def must_wait_for_all_elements(gateway: Gateway, known: str | None) -> None:
     array = submit(gateway, "#SBATCH --array=0-2\nsleep $SLURM_ARRAY_TASK_ID")
     others = [submit(gateway, "sleep 1") for _ in range(3)]
 
     async def main():
         waits = [asyncio.create_task(hub_of(gateway).wait(watch(gateway, job_id))) for job_id in others]
         verdict = await hub_of(gateway).wait(watch(gateway, array, array=known))
-        alive = [record for record in gateway.scheduler.records(array) if not record.over]
+        alive = [record for record in scheduler_of(gateway).records(array) if not record.over]
         await asyncio.gather(*waits)
         return verdict, alive
 
     verdict, alive = asyncio.run(main())
     assert alive == []
     assert [element["state"] for element in verdict.data["elements"]] == ["COMPLETED"] * 3
+
+
+@pytest.mark.parametrize("known", ["0-2", None])
+def test_an_array_is_not_over_before_its_last_element(make_gateway, known):
+    must_wait_for_all_elements(make_gateway(), known)

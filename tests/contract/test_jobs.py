@@ -3,7 +3,9 @@
 import time
 
 import pytest
+from live_airflow import until
 from loopback import WORLDS
+from schedulers import job_when, over
 
 from airflow_hpc_provider.client import jobs, systems
 from airflow_hpc_provider.client.auth import ClientCredentials
@@ -20,6 +22,16 @@ from airflow_hpc_provider.client.states import JobState
 from airflow_hpc_provider.devgateway import Gateway
 
 MODES = {"ssh-like": "ssh", "rest-like": "rest"}
+POLICY = RetryPolicy(attempts=2, base=0.01)
+
+
+def auth_of(gateway):
+    return ClientCredentials(
+        gateway.url,
+        token_url=gateway.token_url,
+        client_id=gateway.client_id,
+        client_secret=gateway.client_secret,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +43,7 @@ def gateway(tmp_path_factory):
 
 @pytest.fixture(params=WORLDS, ids=["blocking", "on-loop"])
 def client(gateway, request):
-    auth = ClientCredentials(
-        gateway.url,
-        token_url=gateway.token_url,
-        client_id=gateway.client_id,
-        client_secret=gateway.client_secret,
-    )
-    with request.param(gateway.url, auth, policy=RetryPolicy(attempts=2, base=0.01)) as client:
+    with request.param(gateway.url, auth_of(gateway), policy=POLICY) as client:
         yield client
     gateway.faults.clear()
 
@@ -53,12 +59,8 @@ def submit(gateway, client):
 
 @pytest.fixture
 def ended(client):
-    def ended(job_id, system="ssh-like", until=lambda job: job.state.final, **given):
-        give_up = time.monotonic() + 15
-        while not until(job := client.send(jobs.get(system, job_id, **given))):
-            assert time.monotonic() < give_up, job
-            time.sleep(0.02)
-        return job
+    def ended(job_id, system="ssh-like", until=over, **given):
+        return job_when(client.send, system, job_id, until, **given)
 
     return ended
 
@@ -192,10 +194,7 @@ def test_a_command_runs_inside_a_job(submit, ended, client, gateway):
     job_id = submit("exec sleep 30")
     ended(job_id, until=lambda job: job.state.running)
     assert client.send(jobs.attach("ssh-like", job_id, f"echo $SLURM_JOB_ID > {mark}")) is None
-    until = time.monotonic() + 10
-    while not (mark.exists() and mark.read_text()):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    until(lambda: mark.exists() and mark.read_text(), 10, "the command's output", pause=0.02)
     assert mark.read_text() == f"{job_id}\n"
     client.send(jobs.cancel("ssh-like", job_id))
 
@@ -228,11 +227,12 @@ def test_a_lost_answer_leaves_the_fate_of_a_job_open(submit, client, gateway):
     with pytest.raises(HpcError, match="may or may not") as caught:
         submit("true", name="lost")
     assert caught.value.ambiguous
-    assert len(client.send(jobs.listing("ssh-like", name="lost"))) >= 1
+    # Of a short job Slurm's accounting learns the name late.
+    until(lambda: client.send(jobs.listing("ssh-like", name="lost")), 15, "the job in the list", pause=0.1)
 
 
 def test_a_look_is_repeated_through_trouble(submit, client, gateway):
-    job_id = submit("true")
+    job_id = submit("exec sleep 30")
     for spoil in (
         lambda: gateway.faults.respond(500, on="job"),
         lambda: gateway.faults.cut(on="job"),
@@ -242,6 +242,7 @@ def test_a_look_is_repeated_through_trouble(submit, client, gateway):
     ):
         spoil()
         assert client.send(jobs.get("ssh-like", job_id)).job_id == job_id
+    client.send(jobs.cancel("ssh-like", job_id))
 
 
 def test_an_expired_token_is_fetched_anew(client, gateway):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from airflow_home import Gateway
+from schedulers import scheduler_of
 
 from airflow_hpc_provider import hub as hubs
 from airflow_hpc_provider import logs as module
@@ -129,7 +130,7 @@ def test_lines_come_while_the_worker_waits_and_once(connected, submitted, output
     append(output / "err", "oh\n")
     until(lambda: len(task.said) == 3)
     append(output / "out", "ee\nfour")
-    connected.scheduler.cancel(job_id)
+    scheduler_of(connected).cancel(job_id)
     assert task.end().outcome is Outcome.DONE
     said = task.said + finished(connected, logs)
     assert [line for line in said if not line.startswith("stderr")] == ["one", "two", "three", "four"]
@@ -236,7 +237,7 @@ def test_lines_come_while_the_triggerer_waits_and_the_worker_goes_on_from_there(
         await come(lambda: said == ["one", "two"])
         append(output / "out", "ee\n")
         append(output / "err", "oh")
-        connected.scheduler.cancel(job_id)
+        scheduler_of(connected).cancel(job_id)
         payload = await event
         assert [task for task in asyncio.all_tasks() if task.get_name().startswith("hpc-")] == []
         return payload

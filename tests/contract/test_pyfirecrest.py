@@ -12,6 +12,7 @@ from firecrest.FirecrestException import (
     TransferJobFailedException,
     UnexpectedStatusException,
 )
+from live_airflow import until
 
 from airflow_hpc_provider.devgateway import Gateway
 
@@ -65,7 +66,7 @@ def test_it_reads_the_version_and_all_of_status(gateway, client):
     assert client.server_version() == "2.5.7"
     system = client.systems()[0]
     assert system["name"] == gateway.system
-    assert client.nodes(gateway.system)[0]["cpus"] == 64
+    assert client.nodes(gateway.system)[0]["cpus"] >= 64
     assert [p["name"] for p in client.partitions(gateway.system)] == ["normal", "debug"]
     assert client.reservations(gateway.system) == []
     assert client.userinfo(gateway.system)["user"]["name"] == gateway.user
@@ -81,7 +82,9 @@ def test_it_submits_waits_and_reads_the_job(gateway, client, place, naps):
     script = "#!/bin/bash\n#SBATCH --job-name=hello\necho hello $NAME; sleep 0.2\n"
     job_id = client.submit(gateway.system, str(place), script_str=script, env_vars={"NAME": "world"})["jobId"]
     job = client.wait_for_job(gateway.system, job_id, timeout=20)[0]
-    assert (job["name"], job["status"]["state"], job["status"]["exitCode"]) == ("hello", "COMPLETED", 0)
+    assert (job["status"]["state"], job["status"]["exitCode"]) == ("COMPLETED", 0)
+    # Of a short job Slurm's accounting learns the name late.
+    until(lambda: client.job_info(gateway.system, job_id)[0]["name"] == "hello", 15, "the job's name")
     assert job_id in [one["jobId"] for one in client.job_info(gateway.system)]
     metadata = client.job_metadata(gateway.system, job_id)[0]
     assert metadata["script"] == script
@@ -101,7 +104,7 @@ def test_it_cancels_and_attaches(gateway, client, place, naps):
     deadline = time.monotonic() + 10
     while client.job_info(gateway.system, job_id)[0]["status"]["state"] != "RUNNING":
         assert time.monotonic() < deadline
-    client.attach_to_job(gateway.system, job_id, "echo $SLURM_JOB_ID > attached")
+    client.attach_to_job(gateway.system, job_id, f"echo $SLURM_JOB_ID > {place}/attached")
     assert (place / "attached").read_text() == f"{job_id}\n"
     client.cancel_job(gateway.system, job_id)
     assert client.wait_for_job(gateway.system, job_id)[0]["status"]["state"].startswith("CANCELLED by ")

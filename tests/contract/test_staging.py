@@ -7,6 +7,7 @@ import traceback
 from dataclasses import replace
 
 import pytest
+from schedulers import scheduler_of
 from transfers import KIB, POLICY, digest
 
 from airflow_hpc_provider.client.errors import (
@@ -104,7 +105,8 @@ def some(size):
 def transfer_jobs(gateway):
     """States of the jobs that move data."""
     names = ("IngressFileTransfer", "OutgressFileTransfer")
-    return {record.base_id: record.state for record in gateway.scheduler.records() if record.name in names}
+    records = scheduler_of(gateway).records()
+    return {record.base_id: record.state for record in records if record.name in names}
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from schedulers import job_when
 from transfers import DiskKeeper
 
-from airflow_hpc_provider.client import files, jobs, systems, trees
+from airflow_hpc_provider.client import files, systems, trees
 from airflow_hpc_provider.client.archives import Packed
 from airflow_hpc_provider.client.auth import AccessToken
 from airflow_hpc_provider.client.errors import (
@@ -90,11 +90,7 @@ class End:
         self.client.__exit__(*error)
 
     def wait(self, job_id):
-        until = time.monotonic() + 20
-        while not (job := self.client.send(jobs.get(self.gateway.system, job_id))).state.final:
-            assert time.monotonic() < until
-            time.sleep(self.polls)
-        return job
+        return job_when(self.client.send, self.gateway.system, job_id, pause=self.polls)
 
     def up(self, source, target=None, **given):
         options = {"wait": self.wait, "pace": Pace(policy=POLICY, patience=0)} | given

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow_home import context_of
 from live_airflow import until
 from live_slurm import Slurm
@@ -71,7 +72,9 @@ class Task:
     def __init__(self, gateway: Gateway, script: str, **options: Any) -> None:
         self.gateway = gateway
         task_id = options.pop("task_id", None) or f"task-{os.urandom(4).hex()}"
-        self.context = context_of(task_id)
+        self.context = options.pop("context", None) or context_of(task_id)
+        # Where it waits while it is deferred.
+        self.deferred: tuple[Any, asyncio.AbstractEventLoop] | None = None
         whole = {"script": script, "poll_interval": 1, "deferrable": False, "log_interval": None} | options
         self._operator = HpcSubmitJobOperator(task_id=task_id, **whole)
         self._hook = HpcHook(self._operator.hpc_conn_id)
@@ -106,11 +109,34 @@ class Task:
         while True:
             # What is deferred goes through a database, and is taken up by another process.
             trigger = type(deferral.trigger)(**json.loads(json.dumps(deferral.trigger.serialize()[1])))
-            event = json.loads(json.dumps(asyncio.run(_event_of(trigger)).payload))
+            event = json.loads(json.dumps(asyncio.run(self._event_of(trigger)).payload))
             try:
                 return getattr(copy.copy(self._operator), deferral.method_name)(self.context, event=event)
             except TaskDeferred as another:
                 deferral = another
+
+    async def _event_of(self, trigger: Any) -> Any:
+        self.deferred = trigger, asyncio.get_running_loop()
+        try:
+            return await anext(trigger.run())
+        finally:
+            self.deferred = None
+
+    def kill(self, state: str) -> None:
+        """Tell the task what Airflow tells one that shall end: in its worker, or in the triggerer.
+
+        :param state: of the task in Airflow: whether a user has ended it is not told otherwise
+        """
+        ti = self.context["ti"]
+        ti.state = state
+        if self.deferred is None:
+            self._operator.on_kill()
+            return
+        trigger, loop = self.deferred
+        trigger._task_instance = ti
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(ti.get_task_states))
+            asyncio.run_coroutine_threadsafe(trigger.on_kill(), loop).result(20)
 
     @property
     def job_id(self) -> str:
@@ -135,6 +161,12 @@ class Task:
         """The job, as the gateway tells of it."""
         return self.send(get_job(self.gateway.system, self.job_id))
 
+    def looks_again(self) -> None:
+        """Wait until the task has looked at its job twice more."""
+        look = f"GET /jobs/{self.job_id}$"
+        seen = self.gateway.requests.count(look)
+        until(lambda: self.gateway.requests.count(look) >= seen + 2, 20, "looks at the job", pause=0.05)
+
     def send(self, call: Call[Any]) -> Any:
         with self._hook.client() as client:
             return client.send(call)
@@ -151,10 +183,6 @@ class Task:
 
         until(there, seconds, lambda: f"{states}: {seen[-1:]}", pause=0.1)
         return seen[-1]
-
-
-async def _event_of(trigger: Any) -> Any:
-    return await anext(trigger.run())
 
 
 @pytest.fixture
