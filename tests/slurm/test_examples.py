@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -27,8 +28,9 @@ def jobs_of(gateway):
 def run(make_slurm_gateway, tmp_path):
     gateway = make_slurm_gateway()
 
-    def run(name):
-        done = Run(name, tmp_path, AIRFLOW_CONN_HPC_DEFAULT=json.dumps(gateway.connection()))
+    def run(name, **options):
+        connection = json.dumps(gateway.connection())
+        done = Run(name, tmp_path, AIRFLOW_CONN_HPC_DEFAULT=connection, **options)
         done.must_have_gone_well()
         # Accounting knows a short job's name and directory some seconds after its end.
         return done, until(lambda: jobs_of(gateway), 20, "the job in accounting", pause=0.5)
@@ -53,3 +55,17 @@ def test_the_check_runs_as_a_slurm_job(run):
     done, jobs = run("ci_check.py")
     assert "Check passed" in done.output
     assert {state for _, state in jobs.values()} == {"COMPLETED"}
+
+
+def test_a_sweep_trains_as_an_array_of_slurm(run):
+    done, jobs = run("train_model.py")
+    metrics = [json.loads(path.read_text()) for path in (done.results / "train_model").glob("metrics-*.json")]
+    assert sorted(item["index"] for item in metrics) == [*range(9)]
+    assert (done.results / "train_model" / "best-model.json").is_file()
+    assert jobs["sweep"] == (USER, "COMPLETED")
+
+
+def test_the_files_that_arrived_are_the_inputs_of_an_array_of_slurm(run):
+    done, jobs = run("on_new_file.py", results=False)
+    assert re.search(r"3 rows in \S+/inbox/energies\.csv", done.output + done.done.stderr)
+    assert jobs["count_rows"] == (USER, "COMPLETED")

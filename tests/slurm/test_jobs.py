@@ -1,6 +1,6 @@
 """Whole lives of tasks whose jobs a real Slurm runs, holds, requeues, suspends, kills and forgets."""
 
-import time
+from dataclasses import replace
 
 import pytest
 from live_airflow import until
@@ -60,6 +60,22 @@ def test_a_job_waits_for_another_that_it_depends_on(task, connected):
     assert second["state"] == "COMPLETED"
 
 
+@pytest.mark.parametrize(
+    ("kind", "first"), [("after_not_ok", "exit 1"), ("after_any", "exit 1"), ("after", "sleep 60")]
+)
+def test_a_job_may_wait_for_another_to_fail_to_end_or_to_begin(task, kind, first):
+    script = f"#!/bin/bash\n#SBATCH --begin=now+2\n{first}\n"
+    other = task(script)
+    job_id = other.job_id
+    running = task(**{kind: job_id})
+    assert running.wait_for("PENDING").reason == "Dependency"
+    assert running.end()["state"] == "COMPLETED"
+    assert other.job().state is (JobState.RUNNING if kind == "after" else JobState.FAILED)
+    if kind != "after":
+        with pytest.raises(JobFailedError, match="exit code 1"):
+            other.end()
+
+
 def test_a_job_whose_dependency_failed_is_given_up_and_cancelled(task):
     first = task("#!/bin/bash\nexit 1\n", wait=False).end()
     second = task(after_ok=[first["job_id"]], pending_grace=1)
@@ -73,7 +89,7 @@ def test_a_job_that_is_requeued_is_waited_for_until_it_ended_again(task, slurm, 
     running = task('#!/bin/bash\n[ "$SLURM_RESTART_COUNT" ] || sleep 60\necho again\n', deferrable=deferrable)
     running.wait_for("RUNNING")
     slurm.run("scontrol", "requeue", running.job_id)
-    time.sleep(1.5)
+    running.looks_again()
     assert not running.over
     result = running.end()
     assert (result["state"], result["job_id"]) == ("COMPLETED", running.job_id)
@@ -90,7 +106,7 @@ def test_a_held_job_waits_until_it_is_released(task, slurm):
     running = task(sbatch_options={"hold": True})
     job = running.wait_for("PENDING")
     assert job.reason == "JobHeldUser"
-    time.sleep(1.5)
+    running.looks_again()
     assert not running.over
     slurm.run("scontrol", "release", running.job_id)
     assert running.end()["state"] == "COMPLETED"
@@ -119,9 +135,9 @@ def test_a_suspended_job_is_not_over(task, slurm, connected):
     slurm.run("scontrol", "suspend", running.job_id)
     assert running.wait_for("SUSPENDED").state is JobState.SUSPENDED
     # Slurm says so before its processes are stopped.
-    time.sleep(2)
+    until(lambda: slurm.process_states(running.job_id) == {"T"}, 10, "stopped processes", pause=0.05)
     (connected.home / f"go-{running.job_id}").touch()
-    time.sleep(2)
+    running.looks_again()
     assert not running.over
     slurm.run("scontrol", "resume", running.job_id)
     assert running.end()["state"] == "COMPLETED"
@@ -177,3 +193,21 @@ def test_a_job_whose_submission_got_no_answer_is_found_and_not_sent_again(task, 
     result = running.end()
     assert result["state"] == "COMPLETED"
     until(lambda: running.ids_by_name() == [result["job_id"]], 10, "one job in the list", pause=0.2)
+
+
+@MODES
+def test_a_job_that_the_controller_has_forgotten_is_found_by_the_next_try(task, slurm, deferrable):
+    first = task("#!/bin/bash\nexit 0\n", wait=False, job_name="forgotten")
+    submitted = first.end()
+
+    def forgotten():
+        """The queue does not know the job any more; accounting does."""
+        told = slurm.run("squeue", "--noheader", "--states=all", "--name", first.name)
+        return not told and first.job().state is JobState.COMPLETED
+
+    until(forgotten, 60, "Slurm to forget the job", pause=0.5)
+    context = first.context | {"ti": replace(first.context["ti"], try_number=2, xcoms={})}
+    again = task("#!/bin/bash\nexit 0\n", context=context, job_name="forgotten", deferrable=deferrable)
+    result = again.end()
+    assert (result["job_id"], result["state"]) == (submitted["job_id"], "COMPLETED")
+    assert first.ids_by_name() == [submitted["job_id"]]

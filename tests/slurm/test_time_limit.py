@@ -7,6 +7,7 @@ from airflow_hpc_provider.client.errors import JobFailedError
 pytestmark = pytest.mark.slurm
 
 
+@pytest.mark.timeout(180)
 def test_a_job_that_does_not_heed_its_time_limit_is_killed_and_told_of(over_time):
     with pytest.raises(JobFailedError, match=r"TIMEOUT.*sbatch_options time"):
-        over_time.end(100)
+        over_time.end(150)
