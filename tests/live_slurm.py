@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -50,6 +51,8 @@ _PACKAGES = {
     "slurmd": "slurmd",
     "sbatch": "slurm-client",
 }
+
+_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 # The node pretends to be a large one. Memory is watched, not bound: no cgroups, which need privileges in a
 # container. What Slurm does within minutes by default it does within seconds here.
@@ -123,7 +126,8 @@ class Slurm:
     """One node that pretends many CPUs, two partitions, accounting, and an unprivileged user.
 
     All it has lies in one temporary directory. What runs on the node lives in a PID namespace, so that it
-    ends with its slurmd, and that one with the tests, however they end.
+    ends with its slurmd, and that one with the tests, however they end. A container without CAP_SYS_ADMIN
+    allows no namespace: there jobs end with ``stop``, and outlive tests that are killed.
 
     :param log_folder: where the daemons' logs go
     """
@@ -171,9 +175,12 @@ class Slurm:
         )
         self.accounting = self._daemon("slurmdbd", "-D", user=_SLURM_USER)
         self.controller = self._daemon("slurmctld", "-D", "-i", user=_SLURM_USER)
-        # unshare heeds no SIGTERM. The shell reaps what falls to the first process of the namespace.
-        namespace = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-        self.node = self._daemon("setpriv", "--pdeathsig", "KILL", *namespace, "sh", "-c", "slurmd -D & wait")
+        if subprocess.run([*_NAMESPACE, "true"], capture_output=True, check=False).returncode == 0:
+            # unshare heeds no SIGTERM. The shell reaps what falls to the first process of the namespace.
+            command = ("setpriv", "--pdeathsig", "KILL", *_NAMESPACE, "sh", "-c", "slurmd -D & wait")
+        else:
+            command = ("slurmd", "-D")
+        self.node = self._daemon(*command)
 
     @staticmethod
     def _check() -> None:
@@ -215,6 +222,7 @@ class Slurm:
         # Nothing of it is read again.
         for daemon in reversed(self.daemons):
             daemon.kill()
+        until(lambda: not self._kill_jobs(), 10, "the end of all jobs", pause=0.05)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -292,15 +300,34 @@ class Slurm:
         )
         return done.stdout
 
+    def end(self, job_id: str) -> None:
+        """End a job at once, unless it is over."""
+        self._completed("scancel", "--quiet", "--full", "--signal=KILL", job_id)
+        self._completed("scancel", "--quiet", job_id)
+
     def process_states(self, job_id: str) -> set[str]:
         """Letters as of ps(1) for the processes of a job: R, S, T ..."""
-        mark = f"SLURM_JOB_ID={job_id}".encode()
         found = set()
+        for process in self._processes(f"SLURM_CONF={self.conf}", f"SLURM_JOB_ID={job_id}"):
+            with contextlib.suppress(OSError):
+                found.add((process / "stat").read_text().rpartition(")")[2].split()[0])
+        return found
+
+    def _kill_jobs(self) -> list[Path]:
+        """Kill what still has this Slurm's configuration, and return it: jobs have sessions of their own."""
+        left = [*self._processes(f"SLURM_CONF={self.conf}")]
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process.name), signal.SIGKILL)
+        return left
+
+    @staticmethod
+    def _processes(*variables: str) -> Iterator[Path]:
+        """Folders in /proc of the processes that were started with these environment variables."""
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    found.add((process / "stat").read_text().rpartition(")")[2].split()[0])
-        return found
+                if {*variables} <= {*(process / "environ").read_bytes().decode(errors="replace").split("\0")}:
+                    yield process
 
     def _completed(self, *command: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
