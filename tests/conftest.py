@@ -41,10 +41,10 @@ settings.load_profile("steady")
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Tests wait more than they compute. One running Airflow serves all of its tests, in one process.
 
-    Each process starts a Slurm of its own: two share the tests.
+    Each process starts a Slurm of its own, which has little to do: four share the tests.
     """
     chosen = config.option.markexpr
-    few = {"airflow": 0, "slurm": 2}
+    few = {"airflow": 0, "slurm": 4}
     return min(
         (number for name, number in few.items() if name in chosen and f"not {name}" not in chosen),
         default=2 * (os.cpu_count() or 1),

@@ -8,10 +8,19 @@ from schedulers import once_more, scheduler_of
 
 pytestmark = pytest.mark.slurm
 
+_STORAGE = "many ways in which the storage fails, which are the same to every job"
 globals().update(
     once_more(fixtures, but={"small_pieces": "of other modules"})
     | once_more(
-        local, but={"test_a_transfer_job_whose_node_fails_may_be_tried_again": "it is all tests' node"}
+        local,
+        but={
+            "test_a_transfer_job_whose_node_fails_may_be_tried_again": "it is the node of all tests",
+            "test_a_target_the_gateway_would_not_quote_is_refused": "before any job",
+            "test_a_part_that_fails_once_is_sent_again": _STORAGE,
+            "test_parts_are_joined_in_spite_of_trouble": _STORAGE,
+            "test_a_download_that_breaks_begins_anew": _STORAGE,
+            "test_a_download_that_fails_leaves_nothing_behind_and_takes_nothing_away": _STORAGE,
+        },
     )
 )
 

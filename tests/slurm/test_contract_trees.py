@@ -9,7 +9,14 @@ from schedulers import once_more
 pytestmark = pytest.mark.slurm
 
 globals().update(
-    once_more(local, but={"test_five_thousand_files_in_one_directory": "asks for no job, and takes long"})
+    once_more(
+        local,
+        but={
+            "test_five_thousand_files_in_one_directory": "asks for no job, and takes long",
+            "test_a_failed_upload_leaves_no_archive": "fails before any job",
+            "test_a_failed_download_leaves_nothing": "fails before any job",
+        },
+    )
 )
 
 
