@@ -9,6 +9,13 @@ pytestmark = pytest.mark.slurm
 globals().update(once_more(local, but={}))
 
 
+@pytest.fixture(scope="module")
+def gateway(slurm):
+    """One of its own, whose requests are counted."""
+    with slurm.gateway() as gateway:
+        yield gateway
+
+
 @pytest.fixture
 def make_gateway(make_slurm_gateway):
     return make_slurm_gateway
