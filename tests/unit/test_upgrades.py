@@ -13,7 +13,7 @@ from airflow_home import StateStore, context_of
 
 from airflow_hpc_provider import submission, submitted
 from airflow_hpc_provider.arrivals import GRACE, Arrivals
-from airflow_hpc_provider.client import checkpoint
+from airflow_hpc_provider.client import checkpoint, uploading
 from airflow_hpc_provider.client.terms import Begun
 from airflow_hpc_provider.operators.directories import HpcCopyOperator
 from airflow_hpc_provider.operators.files import HpcDownloadOperator, HpcUploadOperator
@@ -22,6 +22,26 @@ from airflow_hpc_provider.sensors.files import HpcFileSensor
 from airflow_hpc_provider.sensors.jobs import HpcJobSensor
 from airflow_hpc_provider.sensors.systems import HpcSystemSensor
 from airflow_hpc_provider.triggers.files import HpcFileTrigger
+
+
+class DictKeeper:
+    """A task state store without a Fernet key.
+
+    :param kept: what is in it
+    """
+
+    generation = "7-1"
+    seals = False
+
+    def __init__(self, kept):
+        self.kept = dict(kept)
+
+    def get(self, key):
+        return self.kept.get(key)
+
+    def delete(self, key):
+        self.kept.pop(key, None)
+
 
 TEXT = (Path(__file__).parent / "stored_0_1.json").read_text()
 STORED = json.loads(TEXT)
@@ -88,6 +108,20 @@ def test_what_a_watcher_stores_is_what_version_0_1_stored():
 def test_a_transfer_that_was_carried_is_read():
     begun = STORED["begun"]
     assert json.loads(json.dumps(Begun.from_json(begun).to_json())) == begun
+
+
+def test_an_upload_that_was_written_down_is_gone_on_with():
+    begun, keeper = Begun.from_json(STORED["begun"]), DictKeeper(STORED["transfer"])
+    journal = checkpoint.Journal(keeper, begun.name)
+    about, ours = journal.load()
+    assert ours
+    assert (about["phase"], about["target"], about["system"]) == ("parts", "/scratch/in.nc", "embedded")
+    sent = uploading._Sent.from_json(about)
+    assert (sent.begun, sent.part_size, sent.count) == (begun, 10485760, 2)
+    assert journal.tags("44", 2) == {1: '"9b2cf535f27731c974343645a3985328"'}
+    assert journal.tags("45", 2) == {}
+    journal.forget()
+    assert keeper.kept == {}
 
 
 @pytest.fixture
