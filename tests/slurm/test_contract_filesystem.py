@@ -13,7 +13,7 @@ globals().update(
         but={name: _SMALL for name in vars(local) if name.startswith("Test")}
         | {
             "test_any_bytes_come_back": "small files",
-            "test_a_file_of_any_name_comes_back_or_is_refused": "small files",
+            "test_a_file_of_any_name_comes_back_or_is_refused_unsent": "small files",
         },
     )
 )
