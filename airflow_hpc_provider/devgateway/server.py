@@ -28,10 +28,12 @@ def is_loopback(host: str) -> bool:
 
 
 class _Protocol(H11Protocol):
-    """Lets an application cut its connection: ``scope["state"]["cut"]()``."""
+    """Lets an application cut its connection: ``scope["state"]["cut"]()``; logs no request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Presigned URLs are credentials. The logger, which other servers use too, may be anyhow.
+        self.access_log = False
         self.app_state = {**self.app_state, "cut": self._cut}
 
     def _cut(self, *, reset: bool = False) -> None:
@@ -111,7 +113,6 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         "loop": "asyncio",
         "lifespan": "off",
         "log_config": None,
-        "access_log": False,
         "server_header": False,
         "timeout_keep_alive": 60,
         "backlog": 2048,

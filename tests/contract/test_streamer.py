@@ -580,7 +580,8 @@ def test_a_kill_of_the_task_cancels_the_job_at_once(gateway, connect, there, her
         killer.start()
         with pytest.raises(TransferError, match="told to end"):
             operator.execute(context_of("up"))
-        assert time.monotonic() - at[0] < 2
+        # So long Airflow lets a killed worker live; the rest of the stream would take longer.
+        assert time.monotonic() - at[0] < 5
     finally:
         killer.join()
         signal.signal(signal.SIGUSR1, before)
