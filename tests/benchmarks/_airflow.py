@@ -39,6 +39,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from airflow_home import TaskInstance
 
+from airflow_hpc_provider.submission import STATE_KEY
+
 log = logging.getLogger("benchmark")
 _fork = multiprocessing.get_context("fork")
 _RETRY_DELAY = 1.0
@@ -57,14 +59,14 @@ class Store:
         return self._load().get(key)
 
     def set(self, key: str, value: Any, **_: Any) -> None:
-        sent = value["phase"] == "submitted"
-        if sent and self._kill == "sent":
+        phase = value["phase"] if key == STATE_KEY else None
+        if phase == "submitted" and self._kill == "sent":
             _die()
         # In one step, as a database would.
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps({**self._load(), key: value}))
         new.replace(self._file)
-        if self._kill == ("known" if sent else "unsent"):
+        if phase and self._kill == ("known" if phase == "submitted" else "unsent"):
             _die()
 
     def _load(self) -> dict[str, Any]:
