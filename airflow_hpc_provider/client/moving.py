@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .errors import TransferError
+from .hashing import Follower
 from .lanes import Lanes
 from .places import LocalSource, Sink, Source
 from .progress import Progress
@@ -106,6 +107,19 @@ class _Crew:
         self.lanes = Lanes(storage.abort)
         storage.sleep = self.lanes.pause
 
+    def follower(self, reach: Callable[[], int], read: Callable[[int, int], bytes]) -> Follower:
+        """Who hashes behind the threads what can be read again."""
+        return Follower(
+            self.lanes,
+            size=self._size,
+            reach=reach,
+            read=read,
+            update=self._digest.update,
+        )
+
+    def _moved(self) -> int:
+        return self._done - self._before
+
     def count(self, size: int) -> None:
         """So many bytes more are done; or fewer, if they have to be moved again."""
         with self._lock:
@@ -167,6 +181,7 @@ class _Sending(_Crew):
         self._told = len(tags)
         self._sent: dict[int, int] = {}
         self._front = 0
+        self._follower = self.follower(self._reach, self._piece)
         # All bytes of a stream pass here for the digest, even those that the storage has already.
         missing = [index for index in range(len(self._cuts)) if index not in tags or not source.rereadable]
         self._todo = iter(missing)
@@ -174,7 +189,7 @@ class _Sending(_Crew):
 
     def move(self) -> str:
         if self._source.rereadable:
-            self.run(max(1, min(self._pace.connections, self._missing)), self._lane, self._follow)
+            self.run(max(1, min(self._pace.connections, self._missing)), self._lane, self._follower.run)
         else:
             self.run(1, self._lane)
         self._source.check()
@@ -213,12 +228,12 @@ class _Sending(_Crew):
         self.count(-self._sent.pop(index, 0))
         while at < end:
             self.lanes.check()
+            length = min(_CHUNK, end - at)
             chunk: bytes | Slice
             if isinstance(self._source, LocalSource):
-                length = min(_CHUNK, end - at)
                 chunk = Slice(self._source.name, self._source.fileno(), at, length)
             else:
-                chunk = self._piece(at, end)
+                chunk = self._piece(at, length)
                 if not self._source.rereadable:
                     self._pass(at, chunk)
             at += len(chunk)
@@ -227,8 +242,10 @@ class _Sending(_Crew):
                 self.count(len(chunk))
             if at > self._front:
                 self._front = at
-                self.lanes.tell()
+                self._follower.advanced()
             yield chunk
+            if self._source.rereadable:
+                self._follower.hold(self._moved)
 
     def _pass(self, at: int, chunk: bytes) -> None:
         """Hash what has not been hashed before, as in a part that is sent again."""
@@ -236,21 +253,12 @@ class _Sending(_Crew):
         self._digest.update(new)
         self._hashed += len(new)
 
-    def _follow(self) -> None:
-        """Hash the file in order, never ahead of those who send it, so that the disk is read once."""
-        at = 0
-        while at < self._size:
-            self.lanes.wait_until(partial(self._sent_up_to, at))
-            self.lanes.check()
-            chunk = self._piece(at, self._size)
-            self._digest.update(chunk)
-            at += len(chunk)
+    def _reach(self) -> int:
+        """How far it has been sent, so that the disk is read once."""
+        return self._size if len(self._tags) == len(self._cuts) else self._front
 
-    def _sent_up_to(self, at: int) -> bool:
-        return at < self._front or len(self._tags) == len(self._cuts)
-
-    def _piece(self, at: int, end: int) -> bytes:
-        chunk = self._source.read_at(at, min(_CHUNK, end - at))
+    def _piece(self, at: int, length: int) -> bytes:
+        chunk = self._source.read_at(at, length)
         if not chunk:
             raise TransferError(f"{self._source.name} became shorter while it was uploaded.", transient=False)
         return chunk
@@ -319,9 +327,10 @@ class _Fetching(_Crew):
         smallest = min(_SMALLEST, -(-missing // self._lanes))
         self._todo = cut(gaps, lanes=self._lanes, largest=largest, smallest=smallest)
         self._first_asked = False
+        self._follower = self.follower(self._ready, self._again)
 
     def move(self) -> str:
-        more = [] if self._sink.in_order else [self._follow]
+        more = [] if self._sink.in_order else [self._follower.run]
         self.run(self._lanes, self._lane, *more)
         return self.ended()
 
@@ -390,9 +399,8 @@ class _Fetching(_Crew):
                 self._done += len(piece)
                 more = self._delivery.spans.prefix > ready
             at += len(piece)
-            # Only who hashes waits for this; waking everybody for each piece costs more than it looks.
             if more:
-                self.lanes.tell()
+                self._follower.advanced()
 
         self._fetch(span, take, buffer)
 
@@ -414,19 +422,12 @@ class _Fetching(_Crew):
         self._hashed = span[1]
         self.lanes.tell()
 
-    def _follow(self) -> None:
-        """Hash in order what has been written."""
-        while self._hashed < self._size:
-            ready = self._ready()
-            if self._hashed >= ready:
-                self.lanes.wait_until(lambda: self._hashed < self._ready())
-                continue
-            self.lanes.check()
-            chunk = self._sink.read_at(self._hashed, min(_CHUNK, ready - self._hashed))
-            if not chunk:
-                raise TransferError(f"{self._sink.name} became shorter while it was downloaded.")
-            self._digest.update(chunk)
-            self._hashed += len(chunk)
+    def _again(self, at: int, length: int) -> bytes:
+        """What has been written."""
+        chunk = self._sink.read_at(at, length)
+        if not chunk:
+            raise TransferError(f"{self._sink.name} became shorter while it was downloaded.")
+        return chunk
 
     def _ready(self) -> int:
         with self._lock:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat as modes
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
@@ -235,6 +236,7 @@ class LocalSink:
         self._prefix = f".{target.name.encode(errors='surrogateescape')[:100].decode(errors='ignore')}."
         self._part: Path | None = None
         self._file: IO[bytes] | None = None
+        self._writing = threading.Lock()
 
     @property
     def place(self) -> str | None:
@@ -289,7 +291,8 @@ class LocalSink:
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of it."""
         done = 0
-        with self._telling("written"), memoryview(data) as view:
+        # Linux has one thread at a time write to a file, and the others burn their processors until they may.
+        with self._writing, self._telling("written"), memoryview(data) as view:
             while done < len(view):
                 done += os.pwrite(self._fd(), view[done:], offset + done)
 

@@ -7,7 +7,7 @@ import pytest
 from schedulers import job_when
 from transfers import KIB, POLICY
 
-from airflow_hpc_provider.client import moving, systems
+from airflow_hpc_provider.client import hashing, moving, systems
 from airflow_hpc_provider.client.auth import AccessToken
 from airflow_hpc_provider.client.jobs import Job
 from airflow_hpc_provider.client.session import Client
@@ -63,6 +63,7 @@ def small_pieces(
     monkeypatch.setattr(moving, "_SMALLEST", request.module.PART)
     monkeypatch.setattr(moving, "_LARGEST", request.module.PART)
     monkeypatch.setattr(moving, "_CHUNK", 16 * KIB)
+    monkeypatch.setattr(hashing, "_CHUNK", 16 * KIB)
     caplog.set_level(logging.INFO, "airflow_hpc_provider")
     narrow.requests.clear()
     yield
