@@ -9,6 +9,7 @@ from . import jobs
 from .errors import HpcError, NotFoundError
 from .jobs import check_job_id
 from .session import Client
+from .states import JobState
 from .systems import System
 
 __all__ = ["command", "wake"]
@@ -61,13 +62,22 @@ def wake(client: Client, system: System, job_id: str) -> str:
     state = None
     try:
         # Accounting is seconds behind: a job that runs may be pending for it, or not be there at all.
-        with contextlib.suppress(NotFoundError):
-            state = client.send(jobs.get(system.name, job_id)).state
+        state = _state(client, system, job_id)
         if state and state.final:
             return f"Job {job_id} is {state.value}: it needs no waking."
         client.send(jobs.attach(system.name, job_id, command(job_id)))
     except HpcError as error:
-        if state and state.waiting:
+        # A job that ends meanwhile ends the command, too.
+        if state and not state.waiting:
+            with contextlib.suppress(HpcError):
+                state = _state(client, system, job_id)
+        if state and (state.waiting or state.final):
             return f"Job {job_id} is {state.value}: it needs no waking."
         return f"Job {job_id} looks for the object once a minute: it could not be told. {error}"
     return f"Job {job_id} was told that the object is complete."
+
+
+def _state(client: Client, system: System, job_id: str) -> JobState | None:
+    with contextlib.suppress(NotFoundError):
+        return client.send(jobs.get(system.name, job_id)).state
+    return None

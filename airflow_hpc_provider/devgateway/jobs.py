@@ -34,6 +34,7 @@ class Element:
     signal: int = 0
     batch: tuple[str, int, int] | None = None
     process: "subprocess.Popen[bytes] | None" = None
+    attached: "set[subprocess.Popen[bytes]]" = field(default_factory=set)
     run: int = 0
     restarts: int = 0
     kill_at: float | None = None

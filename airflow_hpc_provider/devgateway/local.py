@@ -5,11 +5,12 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
 from itertools import count
-from typing import Any
+from typing import IO, Any
 
 from .directives import Dependency, JobOptions, SbatchError, Submission, parse_script
 from .jobs import NODE, Accounting, Element, Job, Site
@@ -20,6 +21,8 @@ from .scheduler import SchedulerError, command_failed
 __all__ = ["LocalScheduler"]
 
 _TOP_PRIORITY = 4294901760
+# Seconds that the gateway waits for a command which it attaches to a job.
+_ATTACHED_TIMEOUT = 5.0
 
 
 class LocalScheduler:
@@ -126,19 +129,20 @@ class LocalScheduler:
                     f"srun: error: Unable to confirm allocation for job {job_id}: Invalid job id specified\n"
                 )
                 raise command_failed(text)
-            env = self._launcher.environment(running[0])
-            folder = running[0].job.submission.working_directory
-        with spawning:
-            process = subprocess.Popen(  # noqa: S603 - attaching a command is what the call is for
-                ["/bin/sh", "-c", command],
-                cwd=folder,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-        self._wait_attached(process)
+            element, errors = running[0], tempfile.TemporaryFile()  # noqa: SIM115 - until the command ends
+            with spawning:
+                process = subprocess.Popen(  # noqa: S603 - attaching a command is what the call is for
+                    ["/bin/sh", "-c", command],
+                    cwd=element.job.submission.working_directory,
+                    env=self._launcher.environment(element),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+            element.attached.add(process)
+        with errors:
+            self._wait_attached(element, process, errors)
 
     def nodes(self) -> list[dict[str, Any]]:
         with self._lock:
@@ -424,6 +428,8 @@ class LocalScheduler:
         element.batch = batch if element.started is not None else None
         element.state = state
         element.ended = time.time()
+        for process in element.attached:
+            self._end_attached(element, process, signal.SIGTERM)
 
     def _terminate(self, element: Element) -> None:
         if element.process is not None:
@@ -437,16 +443,31 @@ class LocalScheduler:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(element.process.pid, number)
 
-    def _wait_attached(self, process: "subprocess.Popen[bytes]") -> None:
-        try:
-            _, stderr = process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            raise SchedulerError("Command execution timeout limit exceeded.", status=408) from None
-        if process.returncode:
-            text = stderr.decode(errors="replace")
-            raise command_failed(text, status=process.returncode)
+    def _wait_attached(self, element: Element, process: "subprocess.Popen[bytes]", errors: IO[bytes]) -> None:
+        late = threading.Timer(_ATTACHED_TIMEOUT, self._end_attached, (element, process, signal.SIGKILL))
+        late.start()
+        # As with jobs: nobody can signal a process group that is not ours.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        in_time = late.is_alive()
+        late.cancel()
+        with self._lock:
+            self._end_attached(element, process, signal.SIGKILL)
+            element.attached.discard(process)
+            code = process.wait()
+        if not in_time:
+            raise SchedulerError("Command execution timeout limit exceeded.", status=408)
+        if code:
+            errors.seek(0)
+            text = errors.read().decode(errors="replace")
+            if code < 0:
+                name = signal.Signals(-code).name
+                text += f"srun: Job step aborted\nsrun: error: {NODE}: task 0: {name}\n"
+            raise command_failed(text, status=code if code > 0 else 128 - code)
+
+    def _end_attached(self, element: Element, process: "subprocess.Popen[bytes]", number: int) -> None:
+        with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
+            if process in element.attached:
+                os.killpg(process.pid, number)
 
     def _elements(self) -> list[Element]:
         return [element for job in self._live.values() for element in job.elements]

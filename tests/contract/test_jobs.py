@@ -199,6 +199,16 @@ def test_a_command_runs_inside_a_job(submit, ended, client, gateway):
     client.send(jobs.cancel("ssh-like", job_id))
 
 
+def test_a_command_inside_a_job_ends_with_it(submit, ended, client):
+    job_id = submit("exec sleep 1")
+    ended(job_id, until=lambda job: job.state.running)
+    with pytest.raises(HpcError) as caught:
+        client.send(jobs.attach("ssh-like", job_id, "exec sleep 30"))
+    assert caught.value.status == 500
+    assert "exit_status:143" in str(caught.value)
+    assert "srun: Job step aborted" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -13,14 +13,17 @@ def record(state):
     return Reply(200, {"jobs": [{"jobId": "7", "name": "allocation", "status": {"state": state}}]})
 
 
-def told(look, attached=None):
-    """What waking said, and how often the job was told."""
+def told(look, attached=None, *, then=None):
+    """What waking said, and how often the job was told; the job may look another way then."""
 
     class Known:
         name, rest_mode = "cluster", False
 
     def answer(request):
-        return look if request.method == "GET" else attached or Reply(204)
+        if request.method != "GET":
+            return attached or Reply(204)
+        before = any(seen.method == "PUT" for seen in server.requests)
+        return then if then and before else look
 
     with (
         serve(answer) as server,
@@ -54,3 +57,9 @@ def test_a_job_that_runs_and_cannot_be_told_looks_by_itself():
     said, times = told(record("RUNNING"), gateway_error(500, "srun: error: no"))
     assert times == 1
     assert "once a minute" in said
+
+
+def test_a_job_that_ends_while_it_is_told_needed_no_waking():
+    refusal = gateway_error(500, "exit_status:143 std_err:srun: Job step aborted")
+    said, times = told(record("RUNNING"), refusal, then=record("COMPLETED"))
+    assert (said, times) == ("Job 7 is COMPLETED: it needs no waking.", 1)
