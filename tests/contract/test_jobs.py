@@ -199,11 +199,12 @@ def test_a_command_runs_inside_a_job(submit, ended, client, gateway):
     client.send(jobs.cancel("ssh-like", job_id))
 
 
-def test_a_command_inside_a_job_ends_with_it(submit, ended, client):
-    job_id = submit("exec sleep 1")
+def test_a_command_inside_a_job_ends_with_it(submit, ended, client, gateway):
+    mark = gateway.home / f"attached-{time.monotonic_ns()}"
+    job_id = submit(f"until [ -e {mark} ]; do sleep 0.1; done")
     ended(job_id, until=lambda job: job.state.running)
     with pytest.raises(HpcError) as caught:
-        client.send(jobs.attach("ssh-like", job_id, "exec sleep 30"))
+        client.send(jobs.attach("ssh-like", job_id, f"touch {mark}; exec sleep 30"))
     assert caught.value.status == 500
     assert "exit_status:143" in str(caught.value)
     assert "srun: Job step aborted" in str(caught.value)
