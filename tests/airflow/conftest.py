@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from live_airflow import Airflow, CannotRunError, Gate, Run, job_states
+from watched import Interrupted
 
 from airflow_hpc_provider.devgateway import Gateway
 
@@ -21,7 +22,7 @@ os.environ.setdefault("HPC_TESTS_MANY", "300")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway that can run hundreds of jobs at once."""
     # A transfer job that nobody wakes looks for its object that often, in seconds.
-    options = {"job_cpus": 1000, "ingress_poll": 45}
+    options = {"job_cpus": 1000, "ingress_poll": 30}
     with Gateway(tmp_path_factory.mktemp("cluster"), scheduler="local", **options) as started:
         yield started
 
@@ -51,6 +52,14 @@ def airflow(running: Airflow) -> Iterator[Airflow]:
         triggerer.signal(signal.SIGCONT)
         if not triggerer.alive:
             running.restart(triggerer)
+
+
+@pytest.fixture(scope="session")
+def interrupted(running: Airflow) -> Interrupted:
+    """Files that were laid down while triggerers ended; what is repeated of them takes more than a minute."""
+    files = Interrupted(running)
+    files.run()
+    return files
 
 
 @dataclass

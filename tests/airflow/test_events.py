@@ -1,17 +1,13 @@
 """Files that start DAGs, outlets that tell of jobs, and what is to be seen of a job in Airflow afterwards."""
 
-import contextlib
 import json
-import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from live_airflow import Airflow, Process, Run, until
-
-from airflow_hpc_provider.arrivals import GRACE
+from live_airflow import Airflow, Run, until
+from watched import deliver, events, files
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
 
@@ -29,33 +25,6 @@ def returned(airflow: Airflow, dag_id: str, run_id: str, task_id: str = "tell") 
     path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
     value = airflow.call("GET", path, params={"deserialize": True})["value"]
     return json.loads(value) if isinstance(value, str) else value
-
-
-def events(airflow: Airflow, name: str) -> list[dict[str, Any]]:
-    """What the events of an asset tell, oldest first."""
-    where = {"name_pattern": name, "order_by": "timestamp", "limit": 100}
-
-    def look() -> Any:
-        # Airflow 3.3 answers 500 while a run that one of the events has started is queued.
-        with contextlib.suppress(AssertionError):
-            return airflow.call("GET", "assets/events", params=where)
-        return None
-
-    return [event["extra"] for event in until(look, 60, "the events")["asset_events"]]
-
-
-def files(extras: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    """Name and size of each file in some events of a watcher."""
-    told = [file for extra in extras for file in extra["payload"]["files"]]
-    assert not any("repeated" in file for file in told)
-    return [(Path(file["path"]).name, file["size"]) for file in told]
-
-
-def deliver(path: Path, content: str) -> None:
-    """Lay a file down at once."""
-    part = path.with_suffix(".part")
-    part.write_text(content)
-    part.rename(path)
 
 
 def test_each_version_of_a_file_starts_one_run_also_when_the_triggerer_dies(airflow):
@@ -88,78 +57,6 @@ def test_each_version_of_a_file_starts_one_run_also_when_the_triggerer_dies(airf
     assert (len(runs(airflow, "on_files")), len(runs(airflow, "on_one_file"))) == (3, 2)
 
 
-class Courier(threading.Thread):
-    """Lays a file down now and then, until it is told to stop.
-
-    :param inbox: where
-    """
-
-    def __init__(self, inbox: Path) -> None:
-        super().__init__(daemon=True)
-        self._inbox = inbox
-        self._over = threading.Event()
-        self.names: list[str] = []
-
-    def run(self) -> None:
-        while not self._over.wait(0.5):
-            name = f"k{len(self.names)}.dat"
-            deliver(self._inbox / name, "x")
-            self.names.append(name)
-
-    def stop(self) -> None:
-        self._over.set()
-        self.join()
-
-
-def just_fired(triggerers: list[Process]) -> Process:
-    """The triggerer whose watcher is the next to fire, at that moment."""
-    words = "on system embedded: "
-    sizes = {one: one.log.stat().st_size for one in triggerers}
-
-    def fired() -> Process | None:
-        for one, size in sizes.items():
-            with one.log.open(errors="replace") as log:
-                log.seek(size)
-                if any("new or changed file" in line and words in line for line in log):
-                    return one
-        return None
-
-    found = until(fired, 60, "an event", pause=0.02)
-    assert found is not None
-    return found
-
-
-def test_triggerers_that_end_right_at_an_event_lose_no_file_and_what_they_repeat_is_marked(airflow):
-    inbox = Path(airflow.gateway.connection()["extra"]["working_dir"]) / "inbox"
-    inbox.mkdir(exist_ok=True)
-    before = len(events(airflow, "inbox"))
-    courier = Courier(inbox)
-    courier.start()
-    try:
-        for end in (Process.kill, Process.stop):
-            one = just_fired(airflow.triggerers)
-            end(one)
-            ended = time.time()
-            # The other one takes over, in the midst of new files.
-            just_fired([other for other in airflow.triggerers if other is not one])
-            airflow.restart(one)
-    finally:
-        courier.stop()
-
-    def told() -> list[dict[str, Any]]:
-        found = events(airflow, "inbox")[before:]
-        return [file for extra in found for file in extra["payload"]["files"]]
-
-    def names(repeated: bool) -> Counter[str]:
-        return Counter(Path(file["path"]).name for file in told() if file.get("repeated", False) is repeated)
-
-    until(lambda: {*names(False), *names(True)} >= set(courier.names), 150, lambda: told()[-5:], pause=1)
-    # Of what nobody knows whether it was told, it is told once more.
-    time.sleep(max(0.0, ended + GRACE + 10 - time.time()))
-    assert set(names(False).values()) == {1}, names(False)
-    assert {*names(False), *names(True)} == set(courier.names)
-
-
 def test_an_outage_of_the_gateway_loses_no_file(airflow):
     inbox = Path(airflow.gateway.connection()["extra"]["working_dir"]) / "inbox"
     inbox.mkdir(exist_ok=True)
@@ -171,6 +68,10 @@ def test_an_outage_of_the_gateway_loses_no_file(airflow):
     airflow.gateway.faults.clear()
     until(lambda: len(events(airflow, "inbox")) > before, 90, airflow.tails)
     assert files(events(airflow, "inbox")[before:]) == [("outage.dat", 1)]
+
+
+def test_triggerers_that_end_right_at_an_event_lose_no_file(airflow, interrupted):
+    until(interrupted.told, 150, lambda: interrupted.files()[-5:], pause=1)
 
 
 def test_a_job_is_linked_shown_and_told_of(airflow):

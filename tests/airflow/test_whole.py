@@ -3,11 +3,14 @@
 import functools
 import re
 import shutil
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 from live_airflow import FOLDERS, Run, until
+
+from airflow_hpc_provider.arrivals import GRACE
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
 
@@ -63,6 +66,13 @@ def test_files_that_arrive_start_the_example_that_watches_and_are_the_inputs_of_
         }
 
     until(lambda: told() == set(arrived), 120, told, pause=1)
+
+
+def test_what_triggerers_repeat_that_ended_right_at_an_event_is_marked(airflow, interrupted):
+    # Of what nobody knows whether it was told, it is told once more.
+    time.sleep(max(0.0, interrupted.ended + GRACE + 10 - time.time()))
+    assert set(interrupted.names(repeated=False).values()) == {1}, interrupted.names(repeated=False)
+    assert interrupted.told()
 
 
 # Last, when all others have made the components speak.
