@@ -1,5 +1,6 @@
 """Files that start DAGs, outlets that tell of jobs, and what is to be seen of a job in Airflow afterwards."""
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -86,7 +87,11 @@ def test_a_job_is_linked_shown_and_told_of(airflow):
     run = airflow.trigger("linked")
     run.wait_for("deferred", timeout=90)
     path = f"dags/linked/dagRuns/{run.run_id}/taskInstances/job"
-    waiting = airflow.call("GET", path)
+    # Airflow tells what was rendered a moment after the state.
+    look = functools.partial(airflow.call, "GET", path)
+    until(lambda: look()["rendered_fields"].get("submitted_script"), 5, look)
+    waiting = look()
+    assert waiting["state"] == "deferred"
     links = airflow.call("GET", f"{path}/links")["extra_links"]
     run.wait("success", timeout=120)
     task = airflow.call("GET", path)
