@@ -224,9 +224,11 @@ def test_many_files_need_about_ten_requests_each_way(request, monkeypatch, which
     end.client.send(systems.listing())
     down = end.down()
     assert down.names == up.names
+    # How often a job is looked at depends on how long it takes.
+    besides = [one for one in end.asked() if one not in ("job", "jobs")]
+    assert len(besides) <= 10, besides
     # Two of them remove the logs of the job that stages the archive.
-    assert len(end.asked()) <= 12, end.asked()
-    assert end.asked().count("rm") == 3
+    assert besides.count("rm") == 3
     assert seen(end.here / "down") == seen(source)
 
 
