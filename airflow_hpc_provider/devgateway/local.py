@@ -122,26 +122,26 @@ class LocalScheduler:
 
     def attach(self, job_id: str, command: str) -> None:
         """``srun --overlap --jobid=N``: one more process in a running job's environment."""
-        with self._lock:
-            running = [element for element in self._named(job_id) if element.state == "RUNNING"]
-            if not running:
-                text = (
-                    f"srun: error: Unable to confirm allocation for job {job_id}: Invalid job id specified\n"
-                )
-                raise command_failed(text)
-            element, errors = running[0], tempfile.TemporaryFile()  # noqa: SIM115 - until the command ends
-            with spawning:
-                process = subprocess.Popen(  # noqa: S603 - attaching a command is what the call is for
-                    ["/bin/sh", "-c", command],
-                    cwd=element.job.submission.working_directory,
-                    env=self._launcher.environment(element),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=errors,
-                    start_new_session=True,
-                )
-            element.attached.add(process)
-        with errors:
+        with tempfile.TemporaryFile() as errors:
+            with self._lock:
+                running = [element for element in self._named(job_id) if element.state == "RUNNING"]
+                if not running:
+                    why = "Invalid job id specified"
+                    raise command_failed(
+                        f"srun: error: Unable to confirm allocation for job {job_id}: {why}\n"
+                    )
+                element = running[0]
+                with spawning:
+                    process = subprocess.Popen(  # noqa: S603 - attaching a command is what the call is for
+                        ["/bin/sh", "-c", command],
+                        cwd=element.job.submission.working_directory,
+                        env=self._launcher.environment(element),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=errors,
+                        start_new_session=True,
+                    )
+                element.attached.add(process)
             self._wait_attached(element, process, errors)
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -402,8 +402,7 @@ class LocalScheduler:
         # The zombie stays until the lock is held: nobody can signal a process group that is not ours.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._changed:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _signal_group(process, signal.SIGKILL)
             code = process.wait()
             if element.process is process:
                 element.process = None
@@ -429,7 +428,7 @@ class LocalScheduler:
         element.state = state
         element.ended = time.time()
         for process in element.attached:
-            self._end_attached(element, process, signal.SIGTERM)
+            _signal_group(process, signal.SIGTERM)
 
     def _terminate(self, element: Element) -> None:
         if element.process is not None:
@@ -440,18 +439,22 @@ class LocalScheduler:
 
     def _signal(self, element: Element, number: int) -> None:
         if element.process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(element.process.pid, number)
+            _signal_group(element.process, number)
 
     def _wait_attached(self, element: Element, process: "subprocess.Popen[bytes]", errors: IO[bytes]) -> None:
-        late = threading.Timer(_ATTACHED_TIMEOUT, self._end_attached, (element, process, signal.SIGKILL))
+        def give_up() -> None:
+            with self._lock:
+                if process in element.attached:
+                    _signal_group(process, signal.SIGKILL)
+
+        late = threading.Timer(_ATTACHED_TIMEOUT, give_up)
         late.start()
         # As with jobs: nobody can signal a process group that is not ours.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         in_time = late.is_alive()
         late.cancel()
         with self._lock:
-            self._end_attached(element, process, signal.SIGKILL)
+            _signal_group(process, signal.SIGKILL)
             element.attached.discard(process)
             code = process.wait()
         if not in_time:
@@ -463,11 +466,6 @@ class LocalScheduler:
                 name = signal.Signals(-code).name
                 text += f"srun: Job step aborted\nsrun: error: {NODE}: task 0: {name}\n"
             raise command_failed(text, status=code if code > 0 else 128 - code)
-
-    def _end_attached(self, element: Element, process: "subprocess.Popen[bytes]", number: int) -> None:
-        with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
-            if process in element.attached:
-                os.killpg(process.pid, number)
 
     def _elements(self) -> list[Element]:
         return [element for job in self._live.values() for element in job.elements]
@@ -483,3 +481,9 @@ class LocalScheduler:
             return [e for e in elements if str(e.index) == index] if index else list(elements)
         element = self._by_raw_id.get(job_id)
         return [element] if element else []
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+    """Signal a process that nobody has waited for yet, and all of its group that are left."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
