@@ -22,7 +22,9 @@ def events(airflow: Airflow, name: str) -> list[dict[str, Any]]:
             return airflow.call("GET", "assets/events", params=where)
         return None
 
-    return [event["extra"] for event in until(look, 60, "the events")["asset_events"]]
+    # The pattern lets other names in that have this one in them.
+    found = until(look, 60, "the events")["asset_events"]
+    return [event["extra"] for event in found if event["name"] == name]
 
 
 def files(extras: list[dict[str, Any]]) -> list[tuple[str, int]]:
@@ -88,10 +90,10 @@ class Interrupted:
 
     def __init__(self, airflow: Airflow) -> None:
         self._airflow = airflow
-        self.inbox = Path(airflow.gateway.connection()["extra"]["working_dir"]) / "inbox"
-        self.inbox.mkdir(exist_ok=True)
+        inbox = Path(airflow.gateway.connection()["extra"]["working_dir"]) / "inbox"
+        inbox.mkdir(exist_ok=True)
         self._before = len(events(airflow, "inbox"))
-        self._courier = Courier(self.inbox)
+        self._courier = Courier(inbox)
 
     def run(self) -> None:
         """End one after the other, in both ways that there are."""
@@ -108,10 +110,9 @@ class Interrupted:
             self._courier.stop()
 
     def files(self) -> list[dict[str, Any]]:
-        """What the events tell of these files, one by one."""
+        """What the events have told since then, file by file."""
         found = events(self._airflow, "inbox")[self._before :]
-        told = [file for extra in found for file in extra["payload"]["files"]]
-        return [file for file in told if Path(file["path"]).name in self._courier.names]
+        return [file for extra in found for file in extra["payload"]["files"]]
 
     def names(self, *, repeated: bool) -> Counter[str]:
         """How often each file was told of, marked as repeated or not."""
@@ -119,5 +120,5 @@ class Interrupted:
         return Counter(Path(file["path"]).name for file in told)
 
     def told(self) -> bool:
-        """Whether all of them have been told of."""
+        """Whether all of them have been told of, and no other."""
         return {*self.names(repeated=False), *self.names(repeated=True)} == set(self._courier.names)
