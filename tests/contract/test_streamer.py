@@ -509,7 +509,15 @@ def test_what_a_dead_worker_left_is_cleaned_up_by_the_next_try(  # noqa: PLR0917
     move = upload if direction == "up" else download
     content = os.urandom(LARGE)
 
+    def left():
+        return [path for path in there.iterdir() if path.suffix == ".part"]
+
     def die(*_):
+        # What a server has not read yet when its stream breaks is lost, down to the first message.
+        until = time.monotonic() + 20
+        while moment == "in the middle" and direction == "up" and not left():
+            assert time.monotonic() < until
+            time.sleep(0.01)
         raise Killed
 
     with monkeypatch.context() as dying:
@@ -525,7 +533,7 @@ def test_what_a_dead_worker_left_is_cleaned_up_by_the_next_try(  # noqa: PLR0917
         with pytest.raises(Killed):
             move(content, keeper=keeper, abandon=lambda _: False)
     if moment == "in the middle":
-        assert len([path for path in there.iterdir() if path.suffix == ".part"]) == (direction == "up")
+        assert len(left()) == (direction == "up")
     else:
         assert new_jobs(over=False)[0] in {"PENDING", "RUNNING"}
     assert "secret" not in keeper.text
