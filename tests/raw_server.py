@@ -117,12 +117,15 @@ class RawServer:
             sock.close()
 
 
-def authority(folder, name="ca"):
-    """A CA of its own: its certificate in a file, and the TLS of a server that it vouches for."""
+def authority(folder, name="ca", *, identified=True):
+    """A CA of its own: its certificate in a file, and the TLS of a server that it vouches for.
+
+    If not identified, the certificates lack the key identifiers that RFC 5280 wants.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    ca = _certificate(name, key.public_key(), name, key, ca=True)
+    ca = _certificate(name, key.public_key(), name, key, ca=True, identified=identified)
     server_key = ec.generate_private_key(ec.SECP256R1())
-    server = _certificate("server", server_key.public_key(), name, key, ca=False)
+    server = _certificate("server", server_key.public_key(), name, key, ca=False, identified=identified)
     bundle, chain = folder / f"{name}.pem", folder / f"{name}-server.pem"
     bundle.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
     private = server_key.private_bytes(
@@ -134,7 +137,7 @@ def authority(folder, name="ca"):
     return bundle, tls
 
 
-def _certificate(name, public, issuer, key, *, ca):
+def _certificate(name, public, issuer, key, *, ca, identified):
     now = dt.datetime.now(dt.UTC)
     names = [x509.NameAttribute(NameOID.COMMON_NAME, one) for one in (name, issuer)]
     usage = {
@@ -149,7 +152,7 @@ def _certificate(name, public, issuer, key, *, ca):
         "decipher_only": False,
     }
     address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    return (
+    certificate = (
         x509.CertificateBuilder()
         .subject_name(x509.Name(names[:1]))
         .issuer_name(x509.Name(names[1:]))
@@ -160,5 +163,9 @@ def _certificate(name, public, issuer, key, *, ca):
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**usage), critical=True)
         .add_extension(address, critical=False)
-        .sign(key, hashes.SHA256())
     )
+    if identified:
+        mine = x509.SubjectKeyIdentifier.from_public_key(public)
+        issuers = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+        certificate = certificate.add_extension(mine, critical=False).add_extension(issuers, critical=False)
+    return certificate.sign(key, hashes.SHA256())

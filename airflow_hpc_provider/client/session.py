@@ -45,6 +45,9 @@ _UNSENT = (
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
 )
+# What OpenSSL finds wrong with a certificate's form if it is to be strict: X509_V_ERR_INVALID_CA to
+# X509_V_ERR_EC_KEY_EXPLICIT_PARAMS.
+_MALFORMED = range(79, 95)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,10 @@ def why_lost(error: httpx.TransportError, url: httpx.URL) -> tuple[str, bool]:
     if tls := next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None):
         refused = getattr(tls, "verify_message", "") or getattr(tls, "reason", "") or str(tls)
         hint = "If the centre has a CA of its own, set the connection's ca_bundle."
+        if getattr(tls, "verify_code", 0) in _MALFORMED:
+            hint = (
+                "Python 3.13 and later refuse certificates against RFC 5280: the site has to renew its own."
+            )
         return f"TLS with {at} failed: {refused}. {hint}", False
     if isinstance(error, httpx.TimeoutException):
         return f"{at} did not answer in time ({type(error).__name__}).", True

@@ -1,6 +1,7 @@
 """The staging storage: whom it trusts, by which way it is reached, and what its errors say."""
 
 import os
+import ssl
 import traceback
 
 import pytest
@@ -80,6 +81,21 @@ def test_an_unknown_ca_is_told_at_once_with_host_and_remedy(tmp_path):
     assert "set the connection's ca_bundle" in str(caught.value)
     assert not caught.value.transient
     assert "5ec2e7" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_certificate_that_breaks_its_rfc_is_the_site_s_to_renew(tmp_path):
+    bundle, tls = authority(tmp_path, identified=False)
+    trust = Client(
+        "https://gateway", AccessToken("https://gateway", "t"), ca_bundle=str(bundle)
+    ).storage_trust
+    # The context is shared by all of one bundle, of which this test has the only one.
+    trust.verify_flags |= ssl.VERIFY_X509_STRICT
+    with RawServer(ranges(b""), tls) as server, Storage(trust=trust) as storage:
+        with pytest.raises(TransferError, match="Missing Authority Key Identifier") as caught:
+            fetched(storage, server.url, 1)
+        assert server.connections == 1
+    assert "the site has to renew its own" in str(caught.value)
+    assert "ca_bundle" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
