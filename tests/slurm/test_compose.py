@@ -19,13 +19,14 @@ import json, sys, time
 from airflow_hpc_provider.client import jobs
 from airflow_hpc_provider.client.auth import ClientCredentials
 from airflow_hpc_provider.client.session import Client
+from airflow_hpc_provider.watch import JobWatch, follow
 url, token_url, client_id, secret = sys.argv[1:]
 auth = ClientCredentials(url, token_url=token_url, client_id=client_id, client_secret=secret)
 with Client(url, auth) as client:
     spec = jobs.JobSpec(name="who", working_directory="/srv/hpc/home/hpc", script="#!/bin/bash\\nid -un\\n")
     job_id = client.send(jobs.submit("embedded", spec))
-    while not (job := client.send(jobs.get("embedded", job_id))).state.final:
-        time.sleep(0.2)
+    watch = JobWatch(system="embedded", job_id=job_id, since=time.time(), poll_interval=1)
+    job = jobs.Job.from_json(follow(client, watch).data)
     print(json.dumps([job.state.value, open(f"/srv/hpc/home/hpc/slurm-{job_id}.out").read()]))
 """
 
