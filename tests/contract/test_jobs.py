@@ -131,13 +131,15 @@ def test_a_job_that_nobody_knows_is_not_found(client):
         client.send(jobs.get("nowhere", "1"))
 
 
-def test_an_array_is_one_job_from_the_start_to_its_end(submit, ended, client):
+def test_an_array_is_one_job_from_the_start_to_its_end(submit, client):
     job_id = submit("#SBATCH --array=0-3%2\nsleep 0.2; exit $SLURM_ARRAY_TASK_ID")
-    expected = range(4)
-    seen = [client.send(jobs.get("ssh-like", job_id, expected=expected))]
-    while not seen[-1].state.final:
-        time.sleep(0.02)
-        seen.append(client.send(jobs.get("ssh-like", job_id, expected=expected)))
+    seen = []
+
+    def ended(job):
+        seen.append(job)
+        return job.state.final
+
+    job_when(client.send, "ssh-like", job_id, ended, expected=range(4))
     assert JobState.COMPLETED not in [job.state for job in seen]
     assert (seen[-1].state, seen[-1].failed_indices) == (JobState.FAILED, (1, 2, 3))
     assert [item.exit_code for item in seen[-1].elements] == [0, 1, 2, 3]
