@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import pytest
 from airflow_home import context_of
+from live_airflow import until
 from loopback import closed_port
 from transfers import DiskKeeper
 
@@ -514,10 +515,8 @@ def test_what_a_dead_worker_left_is_cleaned_up_by_the_next_try(  # noqa: PLR0917
 
     def die(*_):
         # What a server has not read yet when its stream breaks is lost, down to the first message.
-        until = time.monotonic() + 20
-        while moment == "in the middle" and direction == "up" and not left():
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        if moment == "in the middle" and direction == "up":
+            until(left, 20, "the server's file", pause=0.01)
         raise Killed
 
     with monkeypatch.context() as dying:
